@@ -1,0 +1,61 @@
+"""The contract of an attention backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from core.batch import ForwardBatch
+
+if TYPE_CHECKING:
+    import torch
+
+    from core.interfaces.model import AttentionSpec
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionCapabilities:
+    devices: frozenset[str]
+    dtypes: frozenset[str]
+    """torch names: float32, bfloat16 ..."""
+    head_dims: frozenset[int] | None = None
+    """None: any."""
+    window: bool = True
+    soft_cap: bool = False
+    alibi: bool = False
+    graph_capture: bool = False
+    """forward() may be captured in a CUDA graph and replayed with other lengths."""
+    fused_rope: bool = False
+    """forward_rope() exists: rotation and cache write in one kernel."""
+
+
+class AttentionBackend(Protocol):
+    """Made once per engine: `Backend(device)`. Owns the layout of the cache."""
+
+    name: str
+    capabilities: AttentionCapabilities
+
+    def __init__(self, device: torch.device) -> None: ...
+
+    def allocate(
+        self, spec: AttentionSpec, num_blocks: int, block_size: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer; dimension 0 of each is the block."""
+
+    def plan(self, batch: ForwardBatch) -> None:
+        """Once a step, before the first layer; may set batch.attention.state."""
+
+    def forward(
+        self,
+        spec: AttentionSpec,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: Any,
+        batch: ForwardBatch,
+    ) -> torch.Tensor:
+        """Write key and value into the cache, attend.
+
+        query: [num_tokens, num_heads, head_dim]; key, value: [num_tokens, num_kv_heads, head_dim]
+        -> [num_tokens, num_heads, head_dim].
+        """

@@ -1,0 +1,47 @@
+"""The contract of tool-call and reasoning parsers: text in pieces -> events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+
+class Text(msgspec.Struct, frozen=True, tag=True):
+    text: str
+
+
+class Reasoning(msgspec.Struct, frozen=True, tag=True):
+    text: str
+
+
+class ToolCallBegin(msgspec.Struct, frozen=True, tag=True):
+    index: int
+    name: str
+    call_id: str | None = None
+
+
+class ToolCallArguments(msgspec.Struct, frozen=True, tag=True):
+    """A piece of the arguments' JSON text; the pieces of one index add up to valid JSON."""
+
+    index: int
+    json: str
+
+
+class ToolCallEnd(msgspec.Struct, frozen=True, tag=True):
+    index: int
+
+
+Event = Text | Reasoning | ToolCallBegin | ToolCallArguments | ToolCallEnd
+
+
+class OutputParser(Protocol):
+    """One sequence's parser: `Parser(tools)`; linear in the length of the output."""
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None: ...
+
+    def feed(self, text: str, token_ids: Sequence[int] = ()) -> Iterable[Event]: ...
+
+    def finish(self) -> Iterable[Event]:
+        """The output is over: whatever was held back comes out, as text if it became no call."""
