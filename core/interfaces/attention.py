@@ -10,7 +10,19 @@ from core.batch import ForwardBatch
 if TYPE_CHECKING:
     import torch
 
-    from core.interfaces.model import AttentionSpec
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """One attention layer's cache and mask."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    window: int | None = None
+    """A token sees itself and the `window - 1` before it; None: all."""
+    soft_cap: float | None = None
+    alibi_slopes: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,26 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from core.batch import ForwardBatch
+from core.interfaces.attention import AttentionBackend, AttentionSpec
+from core.interfaces.quantization import QuantizationMethod
 
 if TYPE_CHECKING:
     import torch
-
-    from core.interfaces.attention import AttentionBackend
-    from core.interfaces.quantization import QuantizationMethod
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionSpec:
-    """One attention layer's cache and mask."""
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    scale: float
-    window: int | None = None
-    """A token sees itself and the `window - 1` before it; None: all."""
-    soft_cap: float | None = None
-    alibi_slopes: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

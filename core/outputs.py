@@ -1,0 +1,58 @@
+"""What a caller gets back, with vLLM's names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class TokenLogprob:
+    """One candidate at one position."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    """1 is the likeliest."""
+    decoded_token: str
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One answer. In a delta stream, text, token_ids and logprobs hold only what is new."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    """stop, length, abort or error; None while it runs"""
+    stop_reason: int | str | None = None
+    """The stop string or stop token id that ended it; None for the model's own end"""
+    cumulative_logprob: float | None = None
+    logprobs: list[list[TokenLogprob]] | None = None
+    """Per new position: the chosen token first, then the likeliest ones."""
+    error: str | None = None
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Times are time.monotonic(), seconds."""
+
+    arrival_time_s: float = 0.0
+    first_scheduled_time_s: float = 0.0
+    first_token_time_s: float = 0.0
+    finish_time_s: float = 0.0
+    num_preemptions: int = 0
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """Everything of one prompt."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput] = field(default_factory=list)
+    finished: bool = False
+    num_cached_tokens: int = 0
+    prompt_logprobs: list[list[TokenLogprob] | None] | None = None
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
