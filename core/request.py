@@ -57,7 +57,13 @@ class Request:
     """Prompt tokens that the prefix cache served at first admission."""
     num_preemptions: int = 0
     first_scheduled_time_s: float = 0.0
+    first_token_time_s: float = 0.0
+    finish_time_s: float = 0.0
     finish_reason: str | None = None
     """stop, length, abort or error"""
     stop_reason: int | str | None = None
+    error: str | None = None
     guided: bool = False
+    bad_words_ids: list[list[int]] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    """Chained hashes of the full blocks so far (prefix cache)."""

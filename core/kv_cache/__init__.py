@@ -1,0 +1,1 @@
+"""The paged KV cache, host side: which block holds what. Imports no torch."""

@@ -1,0 +1,74 @@
+"""Blocks of KV cache: reference counts, an LRU list of free ones, and what each full block holds.
+
+A free block stays findable by its hash until it is handed out again. Every operation is O(1).
+"""
+
+from __future__ import annotations
+
+
+class BlockPool:
+    """Knows nothing of requests: callers count what they hold by `acquire` and `release`."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self.references = [0] * num_blocks
+        self._hash_of: list[bytes | None] = [None] * num_blocks
+        self._block_of: dict[bytes, int] = {}
+        # circular list of free blocks, oldest first; index num_blocks is the sentinel
+        self._next = [*range(1, num_blocks + 1), 0]
+        self._previous = [num_blocks, *range(num_blocks)]
+        self.num_free = num_blocks
+
+    def allocate(self) -> int:
+        """Hand out the block that has been free for longest, with one reference; what it held is forgotten.
+
+        The caller checks `num_free` first.
+        """
+        block = self._next[self.num_blocks]
+        assert block != self.num_blocks, "allocate() with no free block"
+        self._unlink(block)
+        held = self._hash_of[block]
+        if held is not None:
+            del self._block_of[held]
+            self._hash_of[block] = None
+        self.references[block] = 1
+        return block
+
+    def acquire(self, block: int) -> None:
+        """Add a reference; a free block leaves the free list."""
+        if self.references[block] == 0:
+            self._unlink(block)
+        self.references[block] += 1
+
+    def release(self, block: int) -> None:
+        """Drop a reference. A block that nobody can find is reused first, a findable one last."""
+        references = self.references[block] - 1
+        assert references >= 0, f"block {block} released more often than acquired"
+        self.references[block] = references
+        if references == 0:
+            sentinel = self.num_blocks
+            before = sentinel if self._hash_of[block] is None else self._previous[sentinel]
+            after = self._next[before]
+            self._next[before] = self._previous[after] = block
+            self._previous[block], self._next[block] = before, after
+            self.num_free += 1
+
+    def publish(self, block: int, content: bytes) -> None:
+        """Make a full block findable. The first block with some content stays the one that is found."""
+        if self._hash_of[block] is None and content not in self._block_of:
+            self._hash_of[block] = content
+            self._block_of[content] = block
+
+    def find(self, content: bytes) -> int | None:
+        return self._block_of.get(content)
+
+    def forget(self) -> None:
+        """Make every block unfindable (the prefix cache is emptied)."""
+        for block in self._block_of.values():
+            self._hash_of[block] = None
+        self._block_of.clear()
+
+    def _unlink(self, block: int) -> None:
+        before, after = self._previous[block], self._next[block]
+        self._next[before], self._previous[after] = after, before
+        self.num_free -= 1

@@ -1,0 +1,1 @@
+"""Requests -> StepPlans -> outputs. Imports no torch."""
