@@ -1,0 +1,1 @@
+"""StepPlans -> device work."""

@@ -1,0 +1,1 @@
+"""Built-in plugins. They register as a stranger's would: through entry points."""

@@ -1,0 +1,155 @@
+"""Llama 1, 2 and 3.x (and Yi, which is the same): RMS norm, rotary positions, grouped heads, SwiGLU.
+
+Source: arXiv:2302.13971, arXiv:2407.21783.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from core.batch import ForwardBatch
+from core.interfaces.attention import AttentionSpec
+from core.interfaces.model import ModelContext, WeightMap
+from core.layers.embedding import Embedding
+from core.layers.linear import Linear
+from core.layers.norm import RMSNorm
+from core.layers.rotary import Rotary, rotate
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+class LlamaAttention(nn.Module):
+    qkv_bias = False
+    qk_norm = False
+
+    def __init__(self, context: ModelContext, index: int, window: int | None) -> None:
+        super().__init__()
+        config = context.config
+        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+        kv_heads = int(config.get("num_key_value_heads") or heads)
+        dim = int(config.get("head_dim") or hidden // heads)
+        self.index, self.backend = index, context.attention
+        self.spec = AttentionSpec(heads, kv_heads, dim, dim**-0.5, window)
+        bias = bool(config.get("attention_bias", False))
+        name = f"model.layers.{index}.self_attn"
+        self.qkv_proj = Linear(
+            context, f"{name}.qkv_proj", hidden, [heads * dim, kv_heads * dim, kv_heads * dim], self.qkv_bias or bias
+        )
+        self.o_proj = Linear(context, f"{name}.o_proj", heads * dim, [hidden], bias)
+        if self.qk_norm:
+            eps = float(config["rms_norm_eps"])
+            self.q_norm = RMSNorm(dim, eps, context.dtype, context.device)
+            self.k_norm = RMSNorm(dim, eps, context.dtype, context.device)
+
+    def forward(self, hidden: torch.Tensor, rotation: Rotation, batch: ForwardBatch) -> torch.Tensor:
+        spec = self.spec
+        heads = spec.num_heads + spec.num_kv_heads
+        # [num_tokens, query heads + key heads + value heads, head_dim]
+        qkv = self.qkv_proj(hidden).view(hidden.shape[0], heads + spec.num_kv_heads, spec.head_dim)
+        qk, value = qkv[:, :heads], qkv[:, heads:]
+        if self.qk_norm:
+            qk = torch.cat([self.q_norm(qk[:, : spec.num_heads]), self.k_norm(qk[:, spec.num_heads :])], 1)
+        qk = rotate(qk, *rotation)
+        query, key = qk[:, : spec.num_heads], qk[:, spec.num_heads :]
+        out = self.backend.forward(spec, query, key, value, batch.caches[self.index], batch)
+        return self.o_proj(out.reshape(hidden.shape[0], -1))
+
+
+class LlamaMLP(nn.Module):
+    def __init__(self, context: ModelContext, index: int) -> None:
+        super().__init__()
+        hidden, inner = int(context.config["hidden_size"]), int(context.config["intermediate_size"])
+        bias = bool(context.config.get("mlp_bias", False))
+        name = f"model.layers.{index}.mlp"
+        self.gate_up_proj = Linear(context, f"{name}.gate_up_proj", hidden, [inner, inner], bias)
+        self.down_proj = Linear(context, f"{name}.down_proj", inner, [hidden], bias)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_up_proj(hidden).chunk(2, -1)
+        return self.down_proj(functional.silu(gate) * up)
+
+
+class LlamaLayer(nn.Module):
+    attention_class = LlamaAttention
+
+    def __init__(self, context: ModelContext, index: int, window: int | None) -> None:
+        super().__init__()
+        size, eps = int(context.config["hidden_size"]), float(context.config["rms_norm_eps"])
+        self.input_layernorm = RMSNorm(size, eps, context.dtype, context.device)
+        self.self_attn = self.attention_class(context, index, window)
+        self.post_attention_layernorm = RMSNorm(size, eps, context.dtype, context.device)
+        self.mlp = LlamaMLP(context, index)
+
+    def forward(
+        self, hidden: torch.Tensor, residual: torch.Tensor | None, rotation: Rotation, batch: ForwardBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if residual is None:
+            hidden, residual = self.input_layernorm(hidden), hidden
+        else:
+            hidden, residual = self.input_layernorm.add(hidden, residual)
+        hidden = self.self_attn(hidden, rotation, batch)
+        hidden, residual = self.post_attention_layernorm.add(hidden, residual)
+        return self.mlp(hidden), residual
+
+
+class LlamaModel(nn.Module):
+    def __init__(self, context: ModelContext, layer_class: type[LlamaLayer], windows: list[int | None]) -> None:
+        super().__init__()
+        config = context.config
+        self.embed_tokens = Embedding(
+            int(config["vocab_size"]), int(config["hidden_size"]), context.dtype, context.device
+        )
+        self.layers = nn.ModuleList(layer_class(context, i, window) for i, window in enumerate(windows))
+        self.norm = RMSNorm(
+            int(config["hidden_size"]), float(config["rms_norm_eps"]), context.dtype, context.device
+        )
+
+
+class LlamaForCausalLM(nn.Module):
+    layer_class: type[LlamaLayer] = LlamaLayer
+    weight_map = WeightMap(
+        fused={
+            f"{fused}.{kind}": [f"{part}.{kind}" for part in parts]
+            for fused, parts in {
+                "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+                "gate_up_proj": ("gate_proj", "up_proj"),
+            }.items()
+            for kind in ("weight", "bias")
+        },
+        ignored=("rotary_emb.inv_freq",),
+    )
+
+    def __init__(self, context: ModelContext) -> None:
+        super().__init__()
+        config = context.config
+        self.model = LlamaModel(context, self.layer_class, self.windows(config))
+        specs = [layer.self_attn.spec for layer in self.model.layers]
+        self.cache_spec: list[AttentionSpec] = specs  # type: ignore[assignment]
+        self.rotary = Rotary(config, self.cache_spec[0].head_dim, context.max_model_len, context.device)
+        self.lm_head = Linear(context, "lm_head", int(config["hidden_size"]), [int(config["vocab_size"])])
+        if config.get("tie_word_embeddings", False):
+            self.lm_head.weight = self.model.embed_tokens.weight
+            self.weight_map = WeightMap(
+                self.weight_map.renames, self.weight_map.fused, (*self.weight_map.ignored, "lm_head.weight")
+            )
+
+    @staticmethod
+    def windows(config: Mapping[str, Any]) -> list[int | None]:
+        """The sliding window of each layer; None: the whole context."""
+        return [None] * int(config["num_hidden_layers"])
+
+    def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        hidden = self.model.embed_tokens(batch.input_ids)
+        rotation = self.rotary.at(batch.positions, hidden.dtype)
+        residual = None
+        for layer in self.model.layers:
+            hidden, residual = layer(hidden, residual, rotation, batch)
+        return self.model.norm.add(hidden, residual)[0]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(hidden)
