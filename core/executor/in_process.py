@@ -1,0 +1,198 @@
+"""The executor for one device, in the process that runs the engine's loop. Resolves every "auto"."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.batch import Bitmasks, StepPlan
+from core.config import EngineConfig
+from core.errors import ConfigError, ModelError, nearest
+from core.executor.model_config import eos_token_ids, read_model_config
+from core.interfaces.model import ModelContext
+from core.registry import Registry
+from core.runner.input_batch import InputBatch
+from core.runner.memory import bytes_per_block, count_blocks
+from core.runner.model_runner import ModelRunner, Ticket
+from core.sampling.rows import SamplingRows
+from core.weights import checkpoint_files, fill_dummy, finish_linears, load_weights
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class InProcessExecutor:
+    """See core/interfaces/executor.py."""
+
+    def __init__(self, config: EngineConfig, registry: Registry) -> None:
+        self.choices: dict[str, str] = {}
+        self.timeline: list[tuple[str, float]] = []
+        self._clock = time.perf_counter()
+        folder = self._resolve_source(config, registry)
+        self.model_path = str(folder)
+        self.model_config = read_model_config(folder, config.model.hf_overrides)
+        self._phase("find model")
+        device = self._device(config)
+        dtype = self._dtype(config, device)
+        backend_class = registry.get("attention_backend", self._attention(config, registry, device))
+        backend = backend_class(device)
+        if str(dtype).removeprefix("torch.") not in backend.capabilities.dtypes:
+            raise ConfigError(
+                f"attention backend {backend.name!r} does not take dtype {dtype}; it takes "
+                f"{', '.join(sorted(backend.capabilities.dtypes))}"
+            )
+        quantization = self._quantization(config, registry)
+        architecture = self._architecture(config, registry)
+        max_model_len = self._max_model_len(config)
+        context = ModelContext(self.model_config, dtype, device, backend, quantization, max_model_len)
+        with torch.inference_mode():
+            model = registry.get("model", architecture)(context)
+            self._phase("build model")
+            if config.model.load_format == "dummy":
+                fill_dummy(model, config.model.seed)
+            else:
+                load_weights(model, model.weight_map, checkpoint_files(folder))
+            finish_linears(model)
+        self._phase("load weights")
+        weights = {p.data_ptr(): p.nbytes for p in model.parameters()}
+        block_size = config.cache.block_size
+        kv_dtype = dtype if config.cache.kv_cache_dtype == "auto" else DTYPES[config.cache.kv_cache_dtype]
+        block_bytes = bytes_per_block(model.cache_spec, block_size, kv_dtype)
+        budget = config.scheduler.max_num_batched_tokens or (2048 if device.type == "cpu" else 8192)
+        used = 0
+        if device.type == "cuda":
+            # activations of the largest step, by arithmetic: residual, hidden, gate and up, logits in float32
+            hidden, inner = self.model_config["hidden_size"], self.model_config.get("intermediate_size", 0)
+            vocab = self.model_config["vocab_size"]
+            activations = budget * (6 * hidden + 3 * inner) * dtype.itemsize
+            activations += config.scheduler.max_num_seqs * vocab * 4 * 3
+            used = torch.cuda.memory_reserved(device) + activations + (1 << 30)
+        self.num_blocks, self.max_model_len = count_blocks(config, block_bytes, max_model_len, device, used)
+        caches = [backend.allocate(spec, self.num_blocks, block_size, kv_dtype) for spec in model.cache_spec]
+        self._phase("allocate cache")
+        rows = config.scheduler.max_num_seqs
+        batch = InputBatch(rows, self.max_model_len, block_size, device)
+        self.runner = ModelRunner(model, backend, caches, batch, SamplingRows(rows, device))
+        self.vocab_size = int(self.model_config["vocab_size"])
+        self.eos_token_ids = eos_token_ids(folder, self.model_config)
+        self.memory = {"weights": sum(weights.values()), "kv_cache": self.num_blocks * block_bytes}
+        overlap = config.scheduler.async_scheduling
+        overlap = device.type == "cuda" if overlap is None else overlap
+        self.config = dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, max_model_len=self.max_model_len),
+            scheduler=dataclasses.replace(
+                config.scheduler, max_num_batched_tokens=budget, async_scheduling=overlap
+            ),
+        )
+
+    def launch(self, plan: StepPlan) -> None:
+        self.runner.launch(plan)
+
+    def sample(self, masks: Bitmasks | None) -> Ticket:
+        return self.runner.sample(masks)
+
+    def shutdown(self) -> None:
+        """Give the memory back."""
+        self.runner.caches.clear()
+
+    # ---- resolving "auto"
+
+    def _phase(self, name: str) -> None:
+        now = time.perf_counter()
+        self.timeline.append((name, now - self._clock))
+        self._clock = now
+
+    def _resolve_source(self, config: EngineConfig, registry: Registry) -> Path:
+        sources = sorted(
+            (registry.get("model_source", name)() for name in registry.names("model_source")), key=lambda s: s.rank
+        )
+        for source in sources:
+            if source.matches(config.model.model):
+                self.choices["source"] = f"{source.name} ({config.model.model})"
+                return Path(source.resolve(config.model))
+        raise ModelError(f"no source knows model {config.model.model!r}; give a folder, a Hugging Face name, or 'demo'")
+
+    def _device(self, config: EngineConfig) -> torch.device:
+        wanted = config.device.device
+        has_gpu = torch.cuda.is_available()
+        if wanted == "cuda" and not has_gpu:
+            raise ConfigError("device 'cuda' was asked for and torch sees no GPU; install a CUDA build, or use 'cpu'")
+        name = ("cuda" if has_gpu else "cpu") if wanted == "auto" else wanted
+        if name == "cpu":
+            threads = config.device.num_threads or len(os.sched_getaffinity(0))
+            torch.set_num_threads(threads)
+            self.choices["device"] = f"cpu ({threads} threads)"
+            return torch.device("cpu")
+        device = torch.device("cuda", torch.cuda.current_device())
+        self.choices["device"] = f"cuda ({torch.cuda.get_device_name(device)})"
+        return device
+
+    def _dtype(self, config: EngineConfig, device: torch.device) -> torch.dtype:
+        wanted = config.model.dtype
+        if wanted != "auto":
+            return DTYPES[wanted]
+        stored = str(self.model_config.get("dtype") or self.model_config.get("torch_dtype") or "float32")
+        if device.type == "cpu":
+            self.choices["dtype"] = f"float32 (CPU; stored as {stored})"
+            return torch.float32
+        dtype = DTYPES.get(stored, torch.bfloat16)
+        if dtype is torch.float32:
+            dtype = torch.bfloat16
+        self.choices["dtype"] = f"{str(dtype).removeprefix('torch.')} (stored as {stored})"
+        return dtype
+
+    def _attention(self, config: EngineConfig, registry: Registry, device: torch.device) -> str:
+        if config.plugins.attention_backend != "auto":
+            return config.plugins.attention_backend
+        names = registry.names("attention_backend")
+        if device.type == "cuda" and "triton" in names:
+            name, why = "triton", "on a GPU"
+        else:
+            name, why = "torch", "on a CPU" if device.type == "cpu" else "no other backend for this device"
+        self.choices["attention_backend"] = f"{name} ({why})"
+        return name
+
+    def _quantization(self, config: EngineConfig, registry: Registry) -> Any:
+        stored = self.model_config.get("quantization_config")
+        wanted = config.plugins.quantization
+        if wanted == "none" or (wanted == "auto" and not stored):
+            return None
+        if wanted != "auto":
+            return registry.get("quantization", wanted)(stored or {})
+        for name in registry.names("quantization"):
+            method = registry.get("quantization", name)
+            if method.matches(stored):
+                self.choices["quantization"] = f"{name} (config.json)"
+                return method(stored)
+        raise ModelError(
+            f"the checkpoint is quantized with {stored.get('quant_method')!r}, and no plugin reads that "
+            f"({', '.join(registry.names('quantization')) or 'none is installed'})"
+        )
+
+    def _architecture(self, config: EngineConfig, registry: Registry) -> str:
+        if config.plugins.model_impl != "auto":
+            return config.plugins.model_impl
+        known = registry.names("model")
+        named = self.model_config.get("architectures") or []
+        for name in named:
+            if name in known:
+                self.choices["model_impl"] = f"{name} (config.json)"
+                return str(name)
+        raise ModelError(
+            f"architecture {', '.join(map(str, named)) or 'none'} of {self.model_path}/config.json is not served "
+            f"({', '.join(sorted(known))}){nearest(str(named[0]), known) if named else ''}; install a plugin for it"
+        )
+
+    def _max_model_len(self, config: EngineConfig) -> int:
+        made_for = int(self.model_config.get("max_position_embeddings") or 2048)
+        wanted = config.model.max_model_len
+        if wanted is None:
+            return made_for
+        if wanted > made_for:
+            raise ConfigError(f"max_model_len={wanted} is more than the {made_for} tokens the model was made for")
+        return wanted

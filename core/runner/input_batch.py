@@ -1,0 +1,71 @@
+"""The rows on the device, and the ForwardBatch of a step made from them by array operations."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from core.batch import AttentionMetadata, ForwardBatch, StepPlan
+
+
+class InputBatch:
+    """token_ids and block tables by row. A step gathers from them; nothing is sent that the device has already."""
+
+    def __init__(self, num_rows: int, max_model_len: int, block_size: int, device: torch.device) -> None:
+        self.device = device
+        self.block_size = block_size
+        self.token_ids = torch.zeros(num_rows, max_model_len + 1, dtype=torch.int32, device=device)
+        num_blocks = -(-max_model_len // block_size)
+        self.block_table = torch.zeros(num_rows, num_blocks, dtype=torch.int32, device=device)
+
+    def send(self, array: np.ndarray) -> torch.Tensor:
+        """Host to device without waiting."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cpu":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def apply(self, plan: StepPlan) -> None:
+        """Take in what changed: new rows' tokens and new blocks."""
+        for new in plan.new_rows:
+            self.token_ids[new.row, : len(new.token_ids)] = self.send(new.token_ids.astype(np.int32))
+        if len(plan.block_updates):
+            updates = self.send(plan.block_updates.astype(np.int64))
+            self.block_table[updates[:, 0], updates[:, 1]] = updates[:, 2].int()
+
+    def forward_batch(self, plan: StepPlan, caches: list) -> ForwardBatch:
+        counts, computed = plan.num_scheduled, plan.num_computed
+        num_requests = len(plan.rows)
+        num_decodes = int(np.searchsorted(counts > 1, True))
+        num_tokens = int(counts.sum())
+        seq_lens = computed + counts
+        starts = np.zeros(num_requests + 1, np.int64)
+        np.cumsum(counts, out=starts[1:])
+        if num_decodes == num_requests:
+            rows_of_tokens, positions = plan.rows.astype(np.int64), computed.astype(np.int64)
+        else:
+            rows_of_tokens = np.repeat(plan.rows.astype(np.int64), counts)
+            positions = np.arange(num_tokens) - np.repeat(starts[:-1] - computed, counts)
+        # one array, one copy: rows and positions of tokens, then per request rows, starts, lengths
+        packed = self.send(np.concatenate([rows_of_tokens, positions, plan.rows, starts, seq_lens]).astype(np.int64))
+        token_rows, token_positions, rows, starts_d, lengths_d = packed.split(
+            [num_tokens, num_tokens, num_requests, num_requests + 1, num_requests]
+        )
+        longest = int(seq_lens.max())
+        blocks = -(-longest // self.block_size)
+        block = self.block_table[token_rows, token_positions // self.block_size].long()
+        attention = AttentionMetadata(
+            query_start_loc=starts_d.int(),
+            seq_lens=lengths_d.int(),
+            block_table=self.block_table[:, :blocks].index_select(0, rows),
+            slot_mapping=block * self.block_size + token_positions % self.block_size,
+            num_requests=num_requests,
+            num_decodes=num_decodes,
+            num_tokens=num_tokens,
+            max_query_len=int(counts.max()),
+            max_seq_len=longest,
+            query_lens_host=counts,
+            seq_lens_host=seq_lens,
+            block_size=self.block_size,
+        )
+        return ForwardBatch(self.token_ids[token_rows, token_positions].long(), token_positions, attention, caches)

@@ -1,0 +1,133 @@
+"""One device's share of a step: launch the forward pass, then sample. Two calls, so that grammars can work in between."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.batch import Bitmasks, ForwardBatch, StepPlan, StepResult
+from core.interfaces.attention import AttentionBackend
+from core.interfaces.model import Model
+from core.messages import Logprobs
+from core.runner.input_batch import InputBatch
+from core.sampling.logprobs import gather_logprobs, to_message
+from core.sampling.rows import Needs, SamplingRows
+from core.sampling.sampler import Sampler
+
+
+class Ticket:
+    """A step's results on their way to the host."""
+
+    def __init__(self, runner: ModelRunner, plan: StepPlan, tensors: dict[str, torch.Tensor], asked: list[int]) -> None:
+        self._plan, self._asked = plan, asked
+        self._requests = [runner.sampling.requests[int(r)] for r in plan.rows[plan.samples]] if asked else []
+        self._event: Any = None
+        if runner.device.type == "cuda":
+            self._tensors = {k: t.to("cpu", non_blocking=True) for k, t in tensors.items()}
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            self._tensors = tensors
+        self.prompt_logprobs: dict[int, list[Logprobs]] = {}
+
+    def result(self) -> StepResult:
+        if self._event is not None:
+            self._event.synchronize()
+        tokens = self._tensors["tokens"].numpy().astype(np.int32)
+        rows = self._plan.rows[self._plan.samples]
+        finite = self._tensors["finite"].numpy()
+        errors = {}
+        if not finite.all():
+            errors = {int(rows[i]): "the model gave no finite logits for this sequence" for i in np.nonzero(~finite)[0]}
+        logprobs = {}
+        if self._asked:
+            ids, values, ranks = (self._tensors[k].tolist() for k in ("ids", "values", "ranks"))
+            for j, i in enumerate(self._asked):
+                request = self._requests[i]
+                assert request is not None
+                logprobs[int(rows[i])] = to_message(ids[j], values[j], ranks[j], request.params.logprobs or 0)
+        return StepResult(tokens, logprobs, self.prompt_logprobs, errors)
+
+
+class ModelRunner:
+    def __init__(
+        self, model: Model, backend: AttentionBackend, caches: list, batch: InputBatch, sampling: SamplingRows
+    ) -> None:
+        self.model, self.backend, self.caches, self.batch, self.sampling = model, backend, caches, batch, sampling
+        self.device = batch.device
+        self.sampler = Sampler(sampling, batch.token_ids)
+        self._launched: tuple[StepPlan, ForwardBatch, torch.Tensor] | None = None
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> None:
+        """Queue the forward pass of a plan."""
+        for new in plan.new_rows:
+            self.sampling.set(new.row, new.request)
+        self.batch.apply(plan)
+        if len(plan.block_copies):
+            source, target = (self.batch.send(plan.block_copies[:, i].astype(np.int64)) for i in (0, 1))
+            for cache in self.caches:
+                for tensor in cache:
+                    tensor.index_copy_(0, target, tensor.index_select(0, source))
+        batch = self.batch.forward_batch(plan, self.caches)
+        self.backend.plan(batch)
+        self._launched = (plan, batch, self.model.forward(batch))
+
+    @torch.inference_mode()
+    def sample(self, masks: Bitmasks | None) -> Ticket:
+        """Choose the next tokens of the launched plan; they stand in the rows before this returns to the device."""
+        assert self._launched is not None, "sample() before launch()"
+        plan, batch, hidden = self._launched
+        self._launched = None
+        ends = np.cumsum(plan.num_scheduled, dtype=np.int64)
+        needs = self.sampling.needs[plan.rows]
+        prompt_logprobs = {}
+        if (needs & Needs.PROMPT_LOGPROBS).any():
+            prompt_logprobs = self._prompt_logprobs(plan, hidden, ends)
+        sampled = plan.samples
+        rows = plan.rows[sampled].astype(np.int64)
+        if len(rows) == 0:
+            empty = {"tokens": torch.empty(0, dtype=torch.int64), "finite": torch.empty(0, dtype=torch.bool)}
+            ticket = Ticket(self, plan, empty, [])
+            ticket.prompt_logprobs = prompt_logprobs
+            return ticket
+        positions = (plan.num_computed + plan.num_scheduled)[sampled]
+        if len(rows) != hidden.shape[0]:
+            hidden = hidden.index_select(0, self.batch.send(ends[sampled] - 1))
+        rows_device = self.batch.send(rows)
+        logits = self.model.logits(hidden).float()
+        finite = logits.amax(-1).isfinite()
+        asked = np.nonzero(needs[sampled] & Needs.LOGPROBS)[0]
+        raw = logits.index_select(0, self.batch.send(asked)).clone() if len(asked) else None
+        tokens = self.sampler(logits, rows, rows_device, positions, masks)
+        self.batch.token_ids[rows_device, self.batch.send(positions.astype(np.int64))] = tokens.int()
+        tensors = {"tokens": tokens, "finite": finite}
+        if raw is not None:
+            params = [r.params for i in asked if (r := self.sampling.requests[int(rows[i])])]
+            most = max(p.logprobs or 0 for p in params)
+            chosen = tokens.index_select(0, self.batch.send(asked))
+            tensors["ids"], tensors["values"], tensors["ranks"] = gather_logprobs(raw, chosen, most)
+        ticket = Ticket(self, plan, tensors, asked.tolist())
+        ticket.prompt_logprobs = prompt_logprobs
+        return ticket
+
+    def _prompt_logprobs(self, plan: StepPlan, hidden: torch.Tensor, ends: np.ndarray) -> dict[int, list[Logprobs]]:
+        """For rows that ask: each prompt token of this chunk, but the prompt's first, given those before it."""
+        found: dict[int, list[Logprobs]] = {}
+        for i in np.nonzero(self.sampling.needs[plan.rows] & Needs.PROMPT_LOGPROBS)[0].tolist():
+            row = int(plan.rows[i])
+            request = self.sampling.requests[row]
+            assert request is not None
+            first = int(plan.num_computed[i])
+            count = min(int(plan.num_scheduled[i]), len(request.prompt_token_ids) - 1 - first)
+            if count <= 0 or request.num_preemptions and request.output_token_ids:
+                continue
+            begin = int(ends[i] - plan.num_scheduled[i])
+            num_top = request.params.prompt_logprobs or 0
+            chosen = self.batch.token_ids[row, first + 1 : first + 1 + count].long()
+            logits = self.model.logits(hidden[begin : begin + count]).float()
+            ids, values, ranks = (t.tolist() for t in gather_logprobs(logits, chosen, num_top))
+            found[row] = [to_message(ids[j], values[j], ranks[j], num_top) for j in range(count)]
+        return found
