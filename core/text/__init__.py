@@ -1,0 +1,1 @@
+"""Text <-> token ids. Works in the client's process; the engine's sees ids only."""

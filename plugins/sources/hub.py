@@ -1,0 +1,54 @@
+"""Checkpoints from the Hugging Face hub, or from its cache on disk."""
+
+from __future__ import annotations
+
+import errno
+import re
+from pathlib import Path
+
+from core.config import ModelConfig
+from core.errors import ModelError
+
+PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "*.txt"]
+
+
+class HubSource:
+    name = "hub"
+    rank = 100
+
+    def matches(self, model: str) -> bool:
+        return re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) is not None
+
+    def resolve(self, config: ModelConfig) -> Path:
+        import huggingface_hub
+        from huggingface_hub import errors
+
+        where = f"model {config.model!r}" + (f" at revision {config.revision!r}" if config.revision else "")
+        try:
+            return Path(
+                huggingface_hub.snapshot_download(
+                    config.model,
+                    revision=config.revision,
+                    token=config.hf_token,
+                    cache_dir=config.download_dir,
+                    local_files_only=config.offline,
+                    allow_patterns=PATTERNS,
+                )
+            )
+        except errors.GatedRepoError as error:
+            raise ModelError(f"{where} is gated: ask for access on its page, then pass hf_token or set HF_TOKEN") from error
+        except errors.RevisionNotFoundError as error:
+            raise ModelError(f"{where} does not exist; leave revision unset for the main branch") from error
+        except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+            raise ModelError(
+                f"{where} is no folder here and was not found on the hub (private ones need hf_token)"
+            ) from error
+        except errors.LocalEntryNotFoundError as error:
+            raise ModelError(
+                f"{where} is no folder here, is not in the cache, and the hub cannot be reached"
+                f"{' (offline is set)' if config.offline else ''}; download it first, or give a folder"
+            ) from error
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise ModelError(f"the disk is full while downloading {where}; free some space or set download_dir") from error
+            raise ModelError(f"{where} could not be downloaded: {error}; try again, or give a folder") from error
