@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import time
@@ -49,6 +50,7 @@ class ServerState:
         self.engine.observers.extend([self.metrics, self.progress])
         self.defaults = sampling_defaults(engine.ready.model_path) if options.generation_config == "auto" else {}
         self._token_bytes: list[bytes] | None = None
+        self._num_requests = itertools.count()
 
     @property
     def model_name(self) -> str:
@@ -87,6 +89,10 @@ class ServerState:
         finally:
             self.in_flight -= 1
 
+    def engine_id(self, id: str) -> str:
+        """A name for the engine. Clients may send one id twice, the engine takes it once."""
+        return f"{id}#{next(self._num_requests)}"
+
     async def fresh_stats(self, timeout_s: float = 0.5) -> EngineStats | None:
         """Stats asked for now, or the last known ones when the engine is busy in a step."""
         try:
@@ -108,9 +114,7 @@ class ServerState:
             raise ApiError("no tokenizer is loaded (skip_tokenizer_init); send token ids", param="prompt")
         if len(text) < LONG_TEXT:
             return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
-        # encode_batch lets go of the interpreter lock, encode does not
-        batch = await asyncio.to_thread(tokenizer.encode_batch, [text], add_special_tokens=add_special_tokens)
-        return list(batch[0])
+        return list(await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens))
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
         tokenizer = self.engine.tokenizer

@@ -455,6 +455,12 @@ class Scheduler:
             request.finish_reason = "length"
         return request.finish_reason is not None
 
+    def current_handles(self, plan: StepPlan) -> dict[int, int]:
+        """row -> handle, for the plan's rows that have not changed hands since."""
+        current = self._epoch[plan.rows] == plan.epochs
+        rows = plan.rows[current]
+        return dict(zip(rows.tolist(), self.handle_of[rows].tolist(), strict=True))
+
     def num_known(self, row: int) -> int:
         """Tokens of a running row that are known on the host."""
         return int(self._known[row])

@@ -1,0 +1,1 @@
+"""The loop that steps, and the clients that feed it."""

@@ -1,0 +1,47 @@
+"""What Engine and AsyncEngine share: the tokenizer, the chat template, both processors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.config import EngineConfig
+from core.engine.input_processor import InputProcessor
+from core.engine.output_processor import OutputProcessor
+from core.errors import RequestError
+from core.messages import EngineReady
+from core.text.chat_template import ChatTemplate
+from core.text.tokenizer import Tokenizer
+
+
+class ClientSide:
+    def __init__(self, config: EngineConfig, ready: EngineReady) -> None:
+        model = config.model
+        self.tokenizer = None if model.skip_tokenizer_init else Tokenizer.from_folder(model.tokenizer or ready.model_path)
+        self.inputs = InputProcessor(ready, self.tokenizer, model.seed)
+        self.outputs = OutputProcessor(self.tokenizer)
+        self.chat_template = self._load_template(model.chat_template)
+
+    def _load_template(self, given: str | None) -> ChatTemplate | None:
+        source = given
+        if given is not None and "{" not in given:
+            source = Path(given).read_text(encoding="utf-8")
+        if source is None and self.tokenizer is not None:
+            source = self.tokenizer.chat_template
+        if source is None:
+            return None
+        names = ("bos_token", "eos_token", "unk_token", "pad_token")
+        special = {n: self.tokenizer.special_token(n) for n in names} if self.tokenizer else {}
+        return ChatTemplate(source, special)
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None, **options: Any
+    ) -> str:
+        if not messages:
+            raise RequestError("messages is empty; give at least one message", param="messages")
+        if self.chat_template is None:
+            raise RequestError(
+                "the model has no chat template; use completions, or start the engine with --chat-template", param="messages"
+            )
+        return self.chat_template.render(messages, tools, **options)

@@ -1,0 +1,196 @@
+"""Engine: the whole engine in the caller's process, for scripts. No child processes, no threads of its own."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, overload
+
+from core.config import EngineConfig
+from core.engine.client import ClientSide
+from core.engine.input_processor import Prompt
+from core.engine.loop import EngineLoop
+from core.engine.output_processor import Group, OutputKind
+from core.errors import EngineDeadError, RequestError
+from core.messages import Abort, EngineStats, FromEngine, StepOutput
+from core.outputs import RequestOutput
+from core.sampling_params import SamplingParams
+
+logger = logging.getLogger("backplane")
+
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class Engine:
+    """`Engine(model=..., **options)`; options are those of core/config.py. A context manager."""
+
+    def __init__(self, model: str = "demo", **options: Any) -> None:
+        self.config = EngineConfig.from_options(model=model, **options)
+        self._lock = threading.RLock()
+        self._closed = False
+        self._inbox: list[FromEngine] = []
+        self._loop = EngineLoop(self.config, self._inbox.append)
+        self.config, self.ready = self._loop.config, self._loop.ready
+        self._client = ClientSide(self.config, self.ready)
+        for name, choice in self.ready.choices.items():
+            logger.info("%s: %s", name, choice)
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._client.tokenizer
+
+    @overload
+    def generate(self, prompts: str | dict[str, Any], params: Params = None, **options: Any) -> list[RequestOutput]: ...
+
+    @overload
+    def generate(self, prompts: Sequence[Any], params: Params = None, **options: Any) -> list[RequestOutput]: ...
+
+    def generate(
+        self, prompts: Any, params: Params = None, *, use_tqdm: bool = True, stream: bool = False,
+        priority: int = 0, sampling_params: Params = None,
+    ) -> Any:
+        """One prompt (text, token ids or a dict) or a list of them -> outputs in the same order.
+
+        Raises RequestError, before anything runs, if any prompt is wrong. `stream=True` takes one prompt and gives an
+        iterator of deltas.
+        """
+        params = params if params is not None else sampling_params
+        batch = _as_batch(prompts)
+        if stream:
+            if len(batch) != 1:
+                raise RequestError("stream=True takes one prompt", param="stream")
+            return self.stream(batch[0], params[0] if isinstance(params, Sequence) else params)
+        wishes = self._params(params, len(batch))
+        with self._lock:
+            groups = self._add_all(batch, wishes, "final", priority)
+            try:
+                self._run(groups, use_tqdm and len(groups) > 1 and sys.stderr.isatty())
+            except BaseException:
+                for group in groups:
+                    self._drop(group)
+                raise
+            return [self._result(g) for g in groups]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
+        """Deltas of one prompt; leaving the iterator aborts the request."""
+        with self._lock:
+            (group,) = self._add_all([prompt], self._params(params, 1), "delta", 0)
+        try:
+            while True:
+                with self._lock:
+                    output = self._client.outputs.take(group)
+                    if output is None and not group.done:
+                        self._step()
+                if output is not None:
+                    yield output
+                if group.done and (output is None or output.finished):
+                    self._result(group)
+                    return
+        finally:
+            with self._lock:
+                self._drop(group)
+
+    def chat(
+        self, messages: Sequence[Any], params: Params = None, *, tools: Sequence[Mapping[str, Any]] | None = None,
+        use_tqdm: bool = True, stream: bool = False, **template_options: Any,
+    ) -> Any:
+        """One conversation (a list of messages) or a list of conversations."""
+        conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
+        prompts = []
+        for conversation in conversations:
+            text = self._client.render_chat(conversation, tools, **template_options)
+            prompts.append({"prompt": text, "prompt_token_ids": self._client.inputs.tokenizer.encode(text, False)})  # type: ignore[union-attr]
+        return self.generate(prompts, params, use_tqdm=use_tqdm, stream=stream)
+
+    def stats(self) -> EngineStats:
+        return self._loop.scheduler.stats()
+
+    def reset_prefix_cache(self) -> None:
+        with self._lock:
+            self._loop.scheduler.reset_prefix_cache()
+
+    def shutdown(self) -> None:
+        """Give the memory back. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self._loop.shutdown()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.shutdown()
+
+    # ----
+
+    def _params(self, params: Params, count: int) -> list[SamplingParams]:
+        if params is None:
+            params = SamplingParams()
+        if isinstance(params, SamplingParams):
+            return [params] * count
+        if len(params) != count:
+            raise RequestError(f"{count} prompts came with {len(params)} sampling params; give one, or one each")
+        return list(params)
+
+    def _add_all(self, prompts: list[Prompt], params: list[SamplingParams], kind: OutputKind, priority: int) -> list[Group]:
+        if self._closed:
+            raise EngineDeadError("the engine was shut down")
+        made = []
+        for prompt, wish in zip(prompts, params, strict=True):
+            text, ids = self._client.inputs.split(prompt)
+            stream = kind != "final" or bool(wish.stop)
+            made.append((text, ids, self._client.inputs.make(ids, wish, None, priority=priority, cache_salt="", stream=stream)))
+        groups = []
+        for text, ids, request in made:
+            groups.append(self._client.outputs.add(request, text, ids, kind, lambda: None))
+            self._loop.handle(request)
+        return groups
+
+    def _run(self, groups: list[Group], show_progress: bool) -> None:
+        if not show_progress:
+            while not all(g.done for g in groups):
+                self._step()
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns) as progress:
+            task = progress.add_task("requests", total=len(groups))
+            while not all(g.done for g in groups):
+                self._step()
+                progress.update(task, completed=sum(g.done for g in groups))
+
+    def _step(self) -> None:
+        try:
+            self._loop.step()
+        except BaseException:
+            # the device's state is unknown now
+            self._closed = True
+            raise
+        messages, self._inbox[:] = list(self._inbox), []
+        for message in messages:
+            if isinstance(message, StepOutput):
+                aborts = self._client.outputs.process(message)
+                if aborts:
+                    self._loop.handle(Abort(aborts))
+
+    def _drop(self, group: Group) -> None:
+        handles = self._client.outputs.drop(group)
+        if handles and not self._closed:
+            self._loop.handle(Abort(handles))
+
+    def _result(self, group: Group) -> RequestOutput:
+        if group.failure is not None:
+            raise group.failure
+        return self._client.outputs.build(group, "final")
+
+
+def _as_batch(prompts: Any) -> list[Any]:
+    if isinstance(prompts, str | dict):
+        return [prompts]
+    batch = list(prompts)
+    if batch and all(isinstance(p, int) for p in batch):
+        return [batch]
+    return batch

@@ -1,0 +1,211 @@
+"""The engine's loop: messages in, steps, messages out. Knows neither text nor transport.
+
+With overlap, step N+1 is planned and its forward pass launched before step N's tokens are read; what a grammar must
+see of step N is known before N+1 is sampled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from core.batch import StepPlan
+from core.config import EngineConfig
+from core.errors import RequestError
+from core.interfaces.executor import Executor, StepTicket
+from core.messages import (
+    Abort,
+    AddRequest,
+    Call,
+    CallResult,
+    EngineReady,
+    Finished,
+    FromEngine,
+    Logprobs,
+    Shutdown,
+    StepOutput,
+    ToEngine,
+)
+from core.registry import Registry, load_registry
+from core.request import Request
+from core.scheduler.scheduler import Scheduler
+from core.scheduler.update import StepUpdate
+
+STATS_INTERVAL_S = 0.1
+
+
+class EngineLoop:
+    """`send` gets every message for the client; it is called from the thread that calls `handle` and `step`."""
+
+    def __init__(self, config: EngineConfig, send: Callable[[FromEngine], None], registry: Registry | None = None) -> None:
+        self._send = send
+        registry = registry or load_registry(config.plugins)
+        name = "in_process" if config.device.executor == "auto" else config.device.executor
+        self.executor: Executor = registry.get("executor", name)(config, registry)
+        self.config = self.executor.config
+        budget = self.config.scheduler.max_num_batched_tokens
+        assert budget is not None
+        self.scheduler = Scheduler(
+            self.config.scheduler,
+            self.config.cache,
+            num_blocks=self.executor.num_blocks,
+            max_model_len=self.executor.max_model_len,
+            max_num_batched_tokens=budget,
+        )
+        self._overlap = bool(self.config.scheduler.async_scheduling)
+        self._in_flight: tuple[StepPlan, StepTicket] | None = None
+        self._stats_due_s = 0.0
+        self.stop_at_s: float | None = None
+        """time.monotonic() at which a draining engine stops, whatever still runs."""
+        self.ready = EngineReady(
+            max_model_len=self.executor.max_model_len,
+            num_blocks=self.executor.num_blocks,
+            block_size=self.config.cache.block_size,
+            vocab_size=self.executor.vocab_size,
+            eos_token_ids=sorted(self.executor.eos_token_ids),
+            choices=self.executor.choices,
+            timeline=self.executor.timeline,
+            memory=self.executor.memory,
+            model_path=self.executor.model_path,
+            plugins=[f"{e.kind}:{e.name} ({e.distribution} {e.version})" for e in registry.entries if e.state == "selected"],
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or self._in_flight is not None
+
+    # ---- messages
+
+    def handle(self, message: ToEngine) -> None:
+        """Take in one message. A bad request ends itself alone."""
+        if isinstance(message, AddRequest):
+            self._add(message)
+        elif isinstance(message, Abort):
+            self._finish(self.scheduler.abort(message.handles))
+        elif isinstance(message, Call):
+            self._call(message)
+        elif isinstance(message, Shutdown):
+            self.stop_at_s = time.monotonic() + message.drain_s
+
+    def _add(self, message: AddRequest) -> None:
+        prompt = np.frombuffer(message.prompt, np.int32)
+        params = message.params
+        length = self.executor.max_model_len
+        total = length if params.max_tokens is None else min(length, len(prompt) + params.max_tokens)
+        eos = frozenset() if params.ignore_eos else self.executor.eos_token_ids
+        parent: Request | None = None
+        for handle, seed in zip(message.handles, message.seeds, strict=True):
+            request = Request(
+                handle=handle, request_id=message.request_id, prompt_token_ids=prompt, params=params,
+                arrival_time_s=message.arrival_time_s, max_total_tokens=total,
+                stop_token_ids=eos | frozenset(params.stop_token_ids), eos_token_ids=eos, priority=message.priority,
+                seed=seed, stream=message.stream, cache_salt=message.cache_salt, parent=parent,
+                bad_words_ids=message.bad_words_ids,
+            )
+            try:
+                self.scheduler.add(request)
+            except RequestError as error:
+                finished = Finished(
+                    handle=handle, reason="error", error=str(error), param=error.param,
+                    stop_reason=type(error).__name__,
+                )
+                self._send(StepOutput(finished=[finished]))
+            parent = parent or request
+
+    def _call(self, call: Call) -> None:
+        value: Any = None
+        error = None
+        if call.method == "stats":
+            value = self.scheduler.stats()
+        elif call.method == "reset_prefix_cache":
+            self.scheduler.reset_prefix_cache()
+        elif call.method != "ping":
+            error = f"engine call {call.method!r} is not known (ping, reset_prefix_cache, stats)"
+        self._send(CallResult(call_id=call.call_id, value=value, error=error))
+
+    # ---- steps
+
+    def step(self) -> bool:
+        """Run one step. False: there was nothing to do."""
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            self.executor.launch(plan)
+        if self._in_flight is not None:
+            self._commit(*self._in_flight)
+            self._in_flight = None
+        elif plan is None:
+            return False
+        if plan is not None:
+            ticket = self.executor.sample(None)
+            if self._overlap:
+                self._in_flight = (plan, ticket)
+            else:
+                self._commit(plan, ticket)
+        return True
+
+    def _commit(self, plan: StepPlan, ticket: StepTicket) -> None:
+        result = ticket.result()
+        logprobs: dict[int, list[Logprobs]] = {}
+        prompt_logprobs: dict[int, list[Logprobs | None]] = {}
+        if result.logprobs or result.prompt_logprobs:
+            # a row that changed hands since the plan was made has another epoch, and its logprobs go nowhere
+            handles = self.scheduler.current_handles(plan)
+            logprobs = {h: [p] for row, p in result.logprobs.items() if (h := handles.get(row)) is not None}
+            prompt_logprobs = {
+                h: list(p) for row, p in result.prompt_logprobs.items() if (h := handles.get(row)) is not None
+            }
+        update = self.scheduler.commit(plan, result)
+        self._emit(update, logprobs, prompt_logprobs)
+
+    def _emit(
+        self, update: StepUpdate, logprobs: dict[int, list[Logprobs]],
+        prompt_logprobs: dict[int, list[Logprobs | None]],
+    ) -> None:
+        now = time.monotonic()
+        stats = None
+        if now >= self._stats_due_s or not self.scheduler.has_work:
+            self._stats_due_s = now + STATS_INTERVAL_S
+            stats = self.scheduler.stats()
+        if not (len(update.handles) or update.finished or logprobs or prompt_logprobs or stats):
+            return
+        self._send(
+            StepOutput(
+                handles=update.handles.astype(np.int64).tobytes(),
+                token_ids=update.token_ids.astype(np.int32).tobytes(),
+                finished=[_finished(r) for r in update.finished],
+                logprobs=logprobs,
+                prompt_logprobs=prompt_logprobs,
+                stats=stats,
+                time_s=now,
+            )
+        )
+
+    def _finish(self, requests: Iterable[Request]) -> None:
+        finished = [_finished(r) for r in requests]
+        if finished:
+            self._send(StepOutput(finished=finished, stats=self.scheduler.stats(), time_s=time.monotonic()))
+
+    def shutdown(self) -> None:
+        self.executor.shutdown()
+
+
+def _finished(request: Request) -> Finished:
+    tokens = None if request.stream else np.array(request.output_token_ids, np.int32).tobytes()
+    return Finished(
+        handle=request.handle,
+        reason=request.finish_reason or "abort",
+        stop_reason=request.stop_reason,
+        error=request.error,
+        token_ids=tokens,
+        num_prompt_tokens=len(request.prompt_token_ids),
+        num_output_tokens=len(request.output_token_ids),
+        num_cached_tokens=request.num_cached_tokens,
+        num_preemptions=request.num_preemptions,
+        arrival_time_s=request.arrival_time_s,
+        first_scheduled_time_s=request.first_scheduled_time_s,
+        first_token_time_s=request.first_token_time_s,
+        finish_time_s=request.finish_time_s,
+    )

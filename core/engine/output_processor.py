@@ -1,0 +1,273 @@
+"""What the engine reports -> RequestOutputs. Text is made late: once at the end, unless someone watches.
+
+A slow consumer gets fewer, longer deltas: what is new gathers in the sequence until it is taken.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+
+from core.errors import QueueFullError, RequestError
+from core.messages import AddRequest, EngineStats, Finished, Logprobs, StepOutput
+from core.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprob
+from core.text.detokenizer import Detokenizer
+from core.text.tokenizer import Tokenizer
+
+OutputKind = Literal["cumulative", "delta", "final"]
+
+
+class Observer(Protocol):
+    """Told of what happens; must be quick."""
+
+    def request_finished(self, output: RequestOutput, finished: list[Finished]) -> None: ...
+
+    def tokens(self, count: int, gap_s: float) -> None:
+        """`count` tokens of a stream came `gap_s` after the ones before."""
+
+    def stats(self, stats: EngineStats) -> None: ...
+
+
+@dataclass(slots=True)
+class Sequence:
+    """One answer as it grows."""
+
+    handle: int
+    index: int
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[Logprobs] = field(default_factory=list)
+    detokenizer: Detokenizer | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    error: str | None = None
+    last_token_time_s: float = 0.0
+    taken: tuple[int, int, int] = (0, 0, 0)
+    """Tokens, characters and logprobs that deltas have shown."""
+    told: bool = False
+    """A delta has shown the end."""
+
+
+@dataclass(slots=True)
+class Group:
+    """All answers to one prompt."""
+
+    request: AddRequest
+    prompt: str | None
+    prompt_ids: list[int]
+    kind: OutputKind
+    sequences: list[Sequence]
+    notify: Callable[[], None]
+    prompt_logprobs: list[Logprobs | None] | None = None
+    finished: list[Finished] = field(default_factory=list)
+    failure: RequestError | None = None
+    """The engine refused the request."""
+
+    @property
+    def done(self) -> bool:
+        return all(s.finish_reason for s in self.sequences)
+
+
+class OutputProcessor:
+    def __init__(self, tokenizer: Tokenizer | None) -> None:
+        self.tokenizer = tokenizer
+        self.groups: dict[str, Group] = {}
+        self.observers: list[Observer] = []
+        self.last_stats = EngineStats()
+        self._sequences: dict[int, tuple[Group, Sequence]] = {}
+
+    def add(
+        self, request: AddRequest, prompt: str | None, prompt_ids: list[int], kind: OutputKind,
+        notify: Callable[[], None],
+    ) -> Group:
+        if request.request_id in self.groups:
+            raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
+        params = request.params
+        sequences = [Sequence(h, i) for i, h in enumerate(request.handles)]
+        if request.stream and self.tokenizer is not None and params.detokenize:
+            for s in sequences:
+                s.detokenizer = Detokenizer(
+                    self.tokenizer, tuple(params.stop or ()), params.include_stop_str_in_output, params.skip_special_tokens
+                )
+        group = Group(request, prompt, prompt_ids, kind, sequences, notify)
+        if params.prompt_logprobs is not None:
+            group.prompt_logprobs = [None]
+        self.groups[request.request_id] = group
+        for s in sequences:
+            self._sequences[s.handle] = (group, s)
+        return group
+
+    def process(self, step: StepOutput) -> list[int]:
+        """Take in a step. -> handles to abort in the engine: their stop string came."""
+        aborts: list[int] = []
+        touched: dict[int, Group] = {}
+        for handle, positions in step.logprobs.items():
+            if found := self._sequences.get(handle):
+                found[1].logprobs.extend(positions)
+        for handle, prompt_positions in step.prompt_logprobs.items():
+            if (found := self._sequences.get(handle)) and found[0].prompt_logprobs is not None:
+                if found[1].index == 0:
+                    found[0].prompt_logprobs.extend(prompt_positions)
+        handles = np.frombuffer(step.handles, np.int64).tolist()
+        tokens = np.frombuffer(step.token_ids, np.int32).tolist()
+        for handle, token in zip(handles, tokens, strict=True):
+            found = self._sequences.get(handle)
+            if found is None:
+                continue  # ended here by a stop string or an abort, and the engine did not know yet
+            group, sequence = found
+            if sequence.last_token_time_s:
+                for observer in self.observers:
+                    observer.tokens(1, step.time_s - sequence.last_token_time_s)
+            sequence.last_token_time_s = step.time_s
+            sequence.token_ids.append(token)
+            if sequence.detokenizer is not None and not self._is_hidden_end(group, token):
+                sequence.text += sequence.detokenizer.feed([token])
+                if (stop := sequence.detokenizer.stopped_by) is not None:
+                    aborts.append(handle)
+                    self._end(group, sequence, "stop", stop)
+            touched[id(group)] = group
+        for finished in step.finished:
+            found = self._sequences.get(finished.handle)
+            if found is not None:
+                self._finish(*found, finished)
+                touched[id(found[0])] = found[0]
+        if step.stats is not None:
+            self.last_stats = step.stats
+            for observer in self.observers:
+                observer.stats(step.stats)
+        for group in touched.values():
+            if group.done:
+                self._close(group)
+            if group.done or group.kind != "final":
+                group.notify()
+        return aborts
+
+    def _is_hidden_end(self, group: Group, token: int) -> bool:
+        """A stop token id ends the output and is no part of its text."""
+        return token in group.request.params.stop_token_ids and not group.request.params.include_stop_str_in_output
+
+    def _finish(self, group: Group, sequence: Sequence, finished: Finished) -> None:
+        params = group.request.params
+        group.finished.append(finished)
+        if finished.token_ids is not None:
+            sequence.token_ids = np.frombuffer(finished.token_ids, np.int32).tolist()
+            if self.tokenizer is not None and params.detokenize:
+                ids = sequence.token_ids
+                if ids and finished.reason == "stop" and self._is_hidden_end(group, ids[-1]):
+                    ids = ids[:-1]
+                sequence.text = self.tokenizer.decode(ids, params.skip_special_tokens)
+        elif sequence.detokenizer is not None:
+            sequence.text += sequence.detokenizer.finish()
+        sequence.error = finished.error
+        if finished.reason == "error" and not finished.num_prompt_tokens:
+            kind = QueueFullError if finished.stop_reason == "QueueFullError" else RequestError
+            group.failure = kind(finished.error or "the engine refused the request", param=finished.param)
+        stop_reason = finished.stop_reason
+        if sequence.detokenizer is not None and (stop := sequence.detokenizer.stopped_by):
+            self._end(group, sequence, "stop", stop)
+        else:
+            self._end(group, sequence, finished.reason, stop_reason)
+
+    def _end(self, group: Group, sequence: Sequence, reason: str, stop_reason: int | str | None) -> None:
+        sequence.finish_reason, sequence.stop_reason = reason, stop_reason
+        self._sequences.pop(sequence.handle, None)
+
+    def _close(self, group: Group) -> None:
+        if self.groups.pop(group.request.request_id, None) is None:
+            return
+        if self.observers:
+            output = self.build(group, "final")
+            for observer in self.observers:
+                observer.request_finished(output, group.finished)
+
+    def fail(self, message: str) -> None:
+        """The engine is gone: every sequence ends with an error."""
+        for group in list(self.groups.values()):
+            for s in group.sequences:
+                if s.finish_reason is None:
+                    s.error = message
+                    self._end(group, s, "error", None)
+            self.groups.pop(group.request.request_id, None)
+            group.notify()
+
+    def drop(self, group: Group) -> list[int]:
+        """The caller is gone. -> handles to abort in the engine."""
+        handles = [s.handle for s in group.sequences if s.finish_reason is None]
+        for s in group.sequences:
+            if s.finish_reason is None:
+                self._end(group, s, "abort", None)
+        if handles:
+            self._close(group)
+        self.groups.pop(group.request.request_id, None)
+        return handles
+
+    # ---- building outputs
+
+    def take(self, group: Group) -> RequestOutput | None:
+        """What there is to show now, or None."""
+        if group.kind == "delta" and group.request.params.num_sequences == group.request.params.n:
+            return self._delta(group)
+        if group.kind == "cumulative" or group.done:
+            return self.build(group, group.kind)
+        return None
+
+    def build(self, group: Group, kind: OutputKind) -> RequestOutput:
+        sequences = group.sequences
+        params = group.request.params
+        if params.num_sequences > params.n and group.done:
+            # best_of: the likeliest answers, by mean log probability
+            sequences = sorted(sequences, key=_mean_logprob, reverse=True)[: params.n]
+        outputs = [self._completion(group, s, i, (0, 0, 0)) for i, s in enumerate(sequences)]
+        return self._output(group, outputs)
+
+    def _delta(self, group: Group) -> RequestOutput | None:
+        outputs = []
+        for s in group.sequences:
+            now = (len(s.token_ids), len(s.text), len(s.logprobs))
+            if now == s.taken and (s.finish_reason is None or s.told):
+                continue
+            outputs.append(self._completion(group, s, s.index, s.taken))
+            s.taken, s.told = now, s.finish_reason is not None
+        return self._output(group, outputs) if outputs else None
+
+    def _completion(self, group: Group, s: Sequence, index: int, since: tuple[int, int, int]) -> CompletionOutput:
+        output = CompletionOutput(
+            index, s.text[since[1] :], s.token_ids[since[0] :], s.finish_reason, s.stop_reason, error=s.error
+        )
+        if group.request.params.logprobs is not None:
+            output.cumulative_logprob = sum(p.logprobs[0] for p in s.logprobs)
+            output.logprobs = [self._candidates(p) for p in s.logprobs[since[2] : len(s.token_ids)]]
+        return output
+
+    def _candidates(self, position: Logprobs) -> list[TokenLogprob]:
+        text = self.tokenizer.token_text if self.tokenizer else lambda _: ""
+        return [
+            TokenLogprob(i, p, r, text(i))
+            for i, p, r in zip(position.token_ids, position.logprobs, position.ranks, strict=True)
+        ]
+
+    def _output(self, group: Group, outputs: list[CompletionOutput]) -> RequestOutput:
+        first = group.finished[0] if group.finished else None
+        metrics = RequestMetrics(arrival_time_s=group.request.arrival_time_s)
+        if first is not None:
+            metrics = RequestMetrics(
+                first.arrival_time_s, first.first_scheduled_time_s, first.first_token_time_s,
+                first.finish_time_s or time.monotonic(), sum(f.num_preemptions for f in group.finished),
+            )
+        prompt_logprobs = None
+        if group.prompt_logprobs is not None:
+            prompt_logprobs = [self._candidates(p) if p else None for p in group.prompt_logprobs]
+        return RequestOutput(
+            group.request.request_id, group.prompt, group.prompt_ids, outputs, group.done,
+            first.num_cached_tokens if first else 0, prompt_logprobs, metrics,
+        )
+
+
+def _mean_logprob(sequence: Sequence) -> float:
+    if not sequence.logprobs:
+        return float("-inf")
+    return sum(p.logprobs[0] for p in sequence.logprobs) / len(sequence.logprobs)

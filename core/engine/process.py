@@ -1,0 +1,90 @@
+"""The engine process: `python -m core.engine.process`. It does nothing but steps.
+
+Its standard input carries the options (msgpack, one frame, length first) and then stays open: when it closes, the parent
+is gone, and so are we. Messages travel over two zmq sockets whose addresses come with the options.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any
+
+import msgspec
+
+
+def read_options() -> dict[str, Any]:
+    size = int.from_bytes(_read_exactly(8), "little")
+    return dict(msgspec.msgpack.decode(_read_exactly(size)))
+
+
+def _read_exactly(count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        piece = os.read(0, count - len(data))
+        if not piece:
+            os._exit(0)
+        data += piece
+    return data
+
+
+def _watch_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+def main() -> None:
+    import zmq
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    setup = read_options()
+    threading.Thread(target=_watch_parent, daemon=True).start()
+    context = zmq.Context()
+    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
+    for socket in (inbox, outbox):
+        socket.set_hwm(0)
+    inbox.connect(setup["inbox"])
+    outbox.connect(setup["outbox"])
+    begun = time.perf_counter()
+    from core.messages import EngineFailed, FromEngine, encoder, to_engine_decoder
+
+    def send(message: FromEngine) -> None:
+        outbox.send(encoder.encode(message), copy=False)
+
+    loop = None
+    try:
+        from core.config import EngineConfig
+        from core.engine.loop import EngineLoop
+
+        config = EngineConfig.from_options(**setup["options"])
+        imported = time.perf_counter() - begun
+        loop = EngineLoop(config, send)
+        loop.ready.timeline.insert(0, ("import", imported))
+        send(loop.ready)
+        while loop.stop_at_s is None or (loop.has_work and time.monotonic() < loop.stop_at_s):
+            # blocks when idle: no processor time is used
+            while inbox.poll(0 if loop.has_work else 1000 if loop.stop_at_s is None else 0):
+                loop.handle(to_engine_decoder.decode(inbox.recv()))
+            if loop.has_work:
+                loop.step()
+    except Exception as error:
+        traceback.print_exc()
+        send(EngineFailed(error=str(error) or type(error).__name__, kind=type(error).__name__))
+    finally:
+        if loop is not None:
+            loop.shutdown()
+        outbox.close(linger=1000)
+        inbox.close(linger=0)
+        context.term()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
