@@ -1,1 +1,1 @@
-"""HTTP over the engine: OpenAI-compatible routes, health, metrics. Imports core, never plugins."""
+"""The HTTP server and the command. Knows core; never a plugin."""

@@ -131,6 +131,11 @@ class AsyncEngine:
         """Requests that have not ended."""
         return len(self._client.outputs.groups)
 
+    @property
+    def oldest_arrival_s(self) -> float:
+        """time.monotonic() of the oldest request that has not ended; 0 without one."""
+        return min((g.request.arrival_time_s for g in self._client.outputs.groups.values()), default=0.0)
+
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None, **options: Any
     ) -> str:

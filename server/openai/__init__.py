@@ -1,1 +1,1 @@
-"""The OpenAI-compatible API: one file a resource, schema as msgspec structs."""
+"""OpenAI's API. Alone in knowing its JSON."""
