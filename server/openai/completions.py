@@ -52,11 +52,14 @@ async def completions(request: Request[Any, Any, Any], server: ServerState) -> R
     return Response(msgspec.json.encode(completion), media_type="application/json")
 
 
-def as_prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
+def as_prompts(prompt: str | list[str | int | list[int]]) -> list[Any]:
+    """One text, one list of token ids, or a list of texts or of lists of token ids."""
     if isinstance(prompt, str):
         return [prompt]
     if not prompt:
         raise RequestError("prompt is empty; give text, token ids, or a list of either", param="prompt")
+    if len({type(p) for p in prompt}) > 1:
+        raise RequestError("prompt mixes text, token ids and lists; send one kind", param="prompt")
     if isinstance(prompt[0], int):
         return [prompt]
     if len(prompt) > MAX_PROMPTS:

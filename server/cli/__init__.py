@@ -1,0 +1,1 @@
+"""The command `engine`. Every heavy import waits until a command needs it."""

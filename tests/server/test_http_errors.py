@@ -1,0 +1,127 @@
+"""What a client that errs is told: status, type, code, param. Nothing of it reaches the engine."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+USER = [{"role": "user", "content": "hello"}]
+
+# path, body, status, code, param, words of the message
+TABLE = [
+    (TEXT, {"model": "nope", "prompt": "a"}, 404, "model_not_found", "model", "'tiny', 'also-tiny'"),
+    (TEXT, {"model": "tiny"}, 400, "missing_required_parameter", "prompt", "required"),
+    (TEXT, {"prompt": ""}, 400, "invalid_value", "prompt", "empty"),
+    (TEXT, {"prompt": []}, 400, "invalid_value", "prompt", "empty"),
+    (TEXT, {"prompt": [[1], []]}, 400, "invalid_value", "prompt[1]", "empty"),
+    (TEXT, {"prompt": [1, 99999]}, 400, "invalid_value", "prompt", "99999"),
+    (TEXT, {"prompt": [1, "a"]}, 400, "invalid_type", "prompt", "mixes"),
+    (TEXT, {"prompt": [1.5]}, 400, "invalid_type", "prompt", ""),
+    (TEXT, {"prompt": "a", "max_tokens": 0}, 400, "invalid_value", "max_tokens", "at least 1"),
+    (TEXT, {"prompt": "a", "max_tokens": -1}, 400, "invalid_value", "max_tokens", "at least 1"),
+    (TEXT, {"prompt": "a", "max_tokens": "5"}, 400, "invalid_type", "max_tokens", "int"),
+    (TEXT, {"prompt": "a", "temperature": -1}, 400, "invalid_value", "temperature", "0"),
+    (TEXT, {"prompt": "a", "temperature": "hot"}, 400, "invalid_type", "temperature", "float"),
+    (TEXT, {"prompt": "a", "top_p": 0}, 400, "invalid_value", "top_p", "above 0"),
+    (TEXT, {"prompt": "a", "top_k": -5}, 400, "invalid_value", "top_k", "positive"),
+    (TEXT, {"prompt": "a", "n": 0}, 400, "invalid_value", "n", "from 1"),
+    (TEXT, {"prompt": "a", "n": 100000}, 400, "invalid_value", "n", "128"),
+    (TEXT, {"prompt": "a", "best_of": 2, "stream": True}, 400, "invalid_value", "best_of", "stream"),
+    (TEXT, {"prompt": "a", "stop": [""]}, 400, "invalid_value", "stop", "empty"),
+    (TEXT, {"prompt": "a", "logprobs": 1000}, 400, "invalid_value", "logprobs", "20"),
+    (TEXT, {"prompt": "a", "logit_bias": {"x": 1}}, 400, "invalid_value", "logit_bias", "'x'"),
+    (TEXT, {"prompt": "a", "logit_bias": {"100000": 1}}, 400, "invalid_value", "logit_bias", "100000"),
+    (TEXT, {"prompt": "a", "suffix": "b"}, 400, "unsupported_parameter", "suffix", "middle"),
+    (TEXT, {"prompt": "a", "use_beam_search": True}, 400, "invalid_value", "use_beam_search", "best_of"),
+    (TEXT, {"prompt": "a", "truncate_prompt_tokens": 3}, 400, "unsupported_parameter", "truncate_prompt_tokens", ""),
+    (TEXT, {"prompt": "a", "stream_options": {"include_usage": True}}, 400, "invalid_value", "stream_options", "stream"),
+    (TEXT, {"prompt": "a", "guided_jsn": {}}, 400, "unknown_parameter", "guided_jsn", "'guided_json'"),
+    (TEXT, {"prompt": "a", "responseFormat": {}}, 400, "unknown_parameter", "responseFormat", "'response_format'"),
+    (TEXT, {"prompt": "a", "structured_output": {}}, 400, "unknown_parameter", "structured_output", "structured_outputs"),
+    (TEXT, {"prompt": "a", "structured_outputs": {"jsn": {}}}, 400, "unknown_parameter", "structured_outputs.jsn", "json"),
+    (TEXT, {"prompt": "a", "guided_regex": "a", "guided_choice": ["b"]}, 400, "invalid_value", "guided_choice", "exclude"),
+    (TEXT, {"prompt": "a", "guided_choice": []}, 400, "invalid_value", "guided_choice", "empty"),
+    (TEXT, {"prompt": [5] * 5000}, 400, "context_length_exceeded", "prompt", "5000"),
+    (CHAT, {}, 400, "missing_required_parameter", "messages", "required"),
+    (CHAT, {"messages": []}, 400, "invalid_value", "messages", "empty"),
+    (CHAT, {"messages": "hello"}, 400, "invalid_type", "messages", "array"),
+    (CHAT, {"messages": [{"content": "x"}]}, 400, "missing_required_parameter", "messages.role", "required"),
+    (CHAT, {"messages": [{"role": "wizard", "content": "x"}]}, 400, "invalid_value", "messages[0].role", "wizard"),
+    (CHAT, {"messages": [{"role": "user"}]}, 400, "missing_required_parameter", "messages[0].content", "required"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, 400,
+     "unsupported_parameter", "messages[0].content[0].type", "image_url"),
+    (CHAT, {"messages": USER, "top_logprobs": 2}, 400, "invalid_value", "top_logprobs", "logprobs"),
+    (CHAT, {"messages": USER, "logprobs": True, "top_logprobs": 99}, 400, "invalid_value", "top_logprobs", "20"),
+    (CHAT, {"messages": USER, "functions": []}, 400, "unsupported_parameter", "functions", "tools"),
+    (CHAT, {"messages": USER, "modalities": ["audio"]}, 400, "unsupported_parameter", "modalities", "text"),
+    (CHAT, {"messages": USER, "chat_template": "{{ x }}"}, 400, "unsupported_parameter", "chat_template", "template"),
+    (CHAT, {"messages": USER, "tool_choice": "auto"}, 400, "invalid_value", "tool_choice", "tools"),
+    (CHAT, {"messages": USER, "tool_choice": {"type": "function", "function": {"name": "f"}}}, 400, "invalid_value",
+     "tool_choice", "'f'"),
+    (CHAT, {"messages": USER, "response_format": {}}, 400, "missing_required_parameter", "response_format.type", ""),
+    (CHAT, {"messages": USER, "response_format": {"type": "xml"}}, 400, "invalid_value", "response_format.type", "xml"),
+    (CHAT, {"messages": USER, "response_format": {"type": "json_schema"}}, 400, "missing_required_parameter",
+     "response_format.json_schema.schema", "schema"),
+    (CHAT, {"messages": USER, "max_completion_tokens": 0}, 400, "invalid_value", "max_completion_tokens", "at least 1"),
+    (CHAT, {"messages": USER, "add_generation_prompt": True, "continue_final_message": True}, 400, "invalid_value",
+     "continue_final_message", "exclude"),
+    ("/detokenize", {"tokens": [-1]}, 400, "invalid_value", "tokens", "-1"),
+    ("/tokenize", {}, 400, "missing_required_parameter", "prompt", "either"),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body", "status", "code", "param", "words"), TABLE)
+def test_error_table(server, path, body, status, code, param, words, stream):
+    if stream and "completions" in path and "stream_options" not in body:
+        body = {**body, "stream": True}
+    answer = httpx.post(server.url + path, json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (status, code, param), error
+    assert words in error["message"] and set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "invalid_json"), (b"{", "invalid_json"), (b"not json", "invalid_json"), (b"[]", "invalid_type"),
+        (b'{"prompt": "\xff\xfe"}', "invalid_json"), (b'{"prompt": "a", "temperature": NaN}', "invalid_json"),
+        (b'{"prompt": "\\ud800"}', "invalid_json"), (b"null", "invalid_type"), (b"[" * 100_000, "invalid_json"),
+        (b'{"prompt": "a", "temperature": 1e999}', None), (b'{"prompt": "a", "seed": 123456789012345678901234567890}', None),
+    ],
+)
+def test_bodies_that_are_no_request(server, content, code):
+    for path in (TEXT, CHAT):
+        answer = httpx.post(server.url + path, content=content)
+        assert answer.status_code == 400, answer.text
+        if path == TEXT and code:
+            assert answer.json()["error"]["code"] == code
+
+
+def test_body_over_the_limit(server):
+    answer = httpx.post(server.url + TEXT, json={"prompt": "a" * 1_100_000})
+    assert answer.status_code == 413 and answer.json()["error"]["code"] == "body_too_large"
+
+    def pieces():
+        for _ in range(20):
+            yield b" " * 100_000
+
+    assert httpx.post(server.url + TEXT, content=pieces()).status_code == 413
+
+
+def test_routes_and_methods(server):
+    assert httpx.get(server.url + "/v1/nothing").json()["error"]["code"] == "not_found"
+    answer = httpx.get(server.url + TEXT)
+    assert answer.status_code == 405 and answer.json()["error"]["code"] == "method_not_allowed"
+    for path in ("/health", "/live", "/ready"):
+        assert httpx.head(server.url + path).status_code == 200
+    options = httpx.options(server.url + TEXT)
+    assert options.status_code == 204 and "POST" in options.headers["allow"]
+
+
+def test_the_server_is_well_after_all_this(server):
+    server.wait_idle()
+    assert httpx.post(server.url + TEXT, json={"prompt": "a", "max_tokens": 1}).status_code == 200
+    assert "Traceback" not in server.output
