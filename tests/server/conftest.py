@@ -70,7 +70,7 @@ class Server:
         self._found = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert self._found.wait(120) and self._url, "the server did not start:\n" + "".join(self.lines)
+        assert self._found.wait(60) and self._url, "the server did not start:\n" + "".join(self.lines)
         self.url = self._url
 
     def _read(self) -> None:
