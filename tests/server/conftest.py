@@ -58,6 +58,7 @@ class Server:
             "num_blocks": 2048, **(engine or {}),
         }
         code = (
+            "import logging; logging.basicConfig(level=logging.INFO)\n"
             "from core.config import EngineConfig; from server.config import ServerConfig; from server.launch import serve\n"
             f"serve(EngineConfig.from_options(**{engine!r}), ServerConfig(**{ {'port': 0, **(server or {})}!r}))"
         )
@@ -77,7 +78,7 @@ class Server:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line)
-            if match := re.search(r"^serving .* on (\S+)", line):
+            if match := re.search(r"(?:^serving .* on|ready in [\d.]+ s:) (\S+)", line):
                 self._url = match[1]
                 self._found.set()
         self._found.set()

@@ -148,7 +148,7 @@ def test_vllm_extras_are_taken(client):
     answer = client.chat.completions.create(
         model="tiny", messages=MESSAGES, max_tokens=4, seed=3,
         extra_body={
-            "top_k": 5, "min_p": 0.01, "repetition_penalty": 1.1, "min_tokens": 2, "stop_token_ids": [399],
+            "top_k": 5, "min_p": 0.01, "repetition_penalty": 1.1, "min_tokens": 2, "stop_token_ids": [280],
             "skip_special_tokens": False, "spaces_between_special_tokens": False, "priority": 1, "cache_salt": "a",
             "add_special_tokens": False, "bad_words": ["model"], "prompt_logprobs": 1, "include_stop_str_in_output": True,
             "return_token_ids": True, "chat_template_kwargs": {"enable_thinking": False},
