@@ -1,1 +1,1 @@
-"""The HTTP server and the command. Knows core; never a plugin."""
+"""HTTP over the engine: OpenAI-compatible routes, health, metrics. Imports core, never plugins."""

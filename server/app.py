@@ -1,40 +1,175 @@
-"""create_app: the engine behind HTTP."""
+"""create_app: the routes, and what holds for all of them. Knows nothing of processes or sockets (launch.py does)."""
 
 from __future__ import annotations
 
 import logging
+import time
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
-from litestar import Litestar
+from litestar import Litestar, MediaType, Request, Response, get, head
 from litestar.config.cors import CORSConfig
-from litestar.di import Provide
-from litestar.openapi import OpenAPIConfig
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+from litestar.handlers.base import BaseRouteHandler
 
-import core
-from core.engine.async_engine import AsyncEngine
-from server.auth import KeyGuard
+from server import errors
+from server.auth import Connection, Gate
 from server.config import ServerConfig
-from server.errors import error_response
-from server.health import health, live, metrics, ready, version
-from server.openai.chat import chat_completions
+from server.errors import ApiError, encode
+from server.metrics import CONTENT_TYPE
+from server.openai.chat import Parsers, chat_completions
 from server.openai.completions import completions
-from server.openai.models import get_model, list_models
-from server.state import ServerState
+from server.openai.models import list_models, show_model
+from server.openai.tokenize import detokenize, tokenize
+from server.state import HttpRequest, ServerState, request_id
 
-logger = logging.getLogger("backplane")
+if TYPE_CHECKING:
+    from core.engine.async_engine import AsyncEngine
+
+access_log = logging.getLogger("backplane.access")
 
 
-def create_app(engine: AsyncEngine, options: ServerConfig) -> Litestar:
-    """`engine` is started already; its owner shuts it down."""
-    state = ServerState(engine, options)
-    app = Litestar(
-        [chat_completions, completions, list_models, get_model, health, live, ready, version, metrics],
-        dependencies={"server": Provide(lambda: state, sync_to_thread=False)},
-        guards=[KeyGuard(options.api_key)],
-        exception_handlers={Exception: error_response},
-        cors_config=CORSConfig(allow_origins=list(options.allowed_origins)) if options.allowed_origins else None,
+def version() -> str:
+    try:
+        return metadata.version("backplane")
+    except metadata.PackageNotFoundError:
+        return "0.0.0"
+
+
+def _json(value: Any) -> Response[bytes]:
+    return Response(encode(value), media_type="application/json")
+
+
+def check_health(state: ServerState) -> None:
+    """Raises ApiError 503 when no answer can be expected."""
+    if state.engine.errored:
+        raise ApiError(f"the engine is dead: {state.engine.errored}", status=503, code="engine_dead")
+    stalled_s = state.progress.stalled_s(state.in_flight, state.engine.last_stats)
+    if stalled_s is not None:
+        raise ApiError(
+            f"the engine has {state.in_flight} requests and finished no step for {stalled_s:.0f} s",
+            status=503,
+            code="engine_stalled",
+        )
+
+
+@get("/health", opt={"public": True})
+async def health(request: HttpRequest) -> Response[bytes]:
+    check_health(request.app.state.server)
+    return _json({"status": "ok"})
+
+
+@get("/live", opt={"public": True})
+async def live() -> Response[bytes]:
+    """The server process answers; nothing is said of the engine."""
+    return _json({"status": "ok"})
+
+
+@get("/ready", opt={"public": True})
+async def ready(request: HttpRequest) -> Response[bytes]:
+    """New requests are taken."""
+    state: ServerState = request.app.state.server
+    state.check_open()
+    check_health(state)
+    return _json({"status": "ok"})
+
+
+@head(["/health", "/ready"], opt={"public": True})
+async def health_head(request: HttpRequest) -> None:
+    state: ServerState = request.app.state.server
+    if request.url.path.endswith("/ready"):
+        state.check_open()
+    check_health(state)
+
+
+@head("/live", opt={"public": True})
+async def live_head() -> None: ...
+
+
+@get("/version", opt={"public": True})
+async def show_version() -> Response[bytes]:
+    return _json({"version": version()})
+
+
+@get("/ping", opt={"public": True})
+async def ping(request: HttpRequest) -> Response[bytes]:
+    check_health(request.app.state.server)
+    return _json({"status": "ok"})
+
+
+@get("/metrics", opt={"public": True})
+async def metrics(request: HttpRequest) -> Response[bytes]:
+    state: ServerState = request.app.state.server
+    stats = await state.fresh_stats()
+    if stats is not None:
+        state.metrics.stats(stats)
+    return Response(state.metrics.exposition(), headers={"content-type": CONTENT_TYPE}, media_type=MediaType.TEXT)
+
+
+ROUTES: list[BaseRouteHandler] = [
+    health,
+    health_head,
+    live,
+    live_head,
+    ready,
+    show_version,
+    ping,
+    metrics,
+    list_models,
+    show_model,
+    chat_completions,
+    completions,
+    tokenize,
+    detokenize,
+]
+
+
+def create_app(engine: AsyncEngine, options: ServerConfig | None = None) -> Litestar:
+    """The app over an engine that has started."""
+    options = options or ServerConfig()
+    server = ServerState(engine, options)
+
+    async def before_send(message: Any, scope: Any) -> None:
+        if message["type"] != "http.response.start":
+            return
+        known = request_id(Request(scope))
+        message["headers"] = [*message.get("headers", ()), (b"x-request-id", known.encode())]
+        if options.access_log:
+            access_log.info(
+                "request",
+                extra={
+                    "fields": {
+                        "method": scope["method"],
+                        "path": scope["path"],
+                        "status": message["status"],
+                        "request_id": known,
+                        "client": (scope.get("client") or ["-"])[0],
+                        "ms": round((time.monotonic() - scope.get("backplane_began_s", time.monotonic())) * 1000, 1),
+                    }
+                },
+            )
+
+    def note_begin(connection: Connection, _: BaseRouteHandler) -> None:
+        scope: Any = connection.scope
+        scope["backplane_began_s"] = time.monotonic()
+
+    cors = None
+    if options.allowed_origins:
+        cors = CORSConfig(
+            allow_origins=list(options.allowed_origins),
+            allow_credentials=options.allow_credentials,
+            expose_headers=["x-request-id"],
+        )
+    return Litestar(
+        route_handlers=list(ROUTES),
+        guards=[note_begin, Gate(options)],
+        before_send=[before_send],
+        exception_handlers={Exception: errors.handle, HTTPException: errors.handle},
         request_max_body_size=options.max_body_bytes,
-        openapi_config=OpenAPIConfig(title="Backplane", version=core.__version__),
+        cors_config=cors,
+        openapi_config=None,
         logging_config=None,
+        state=State({"server": server, "parsers": Parsers(server)}),
+        debug=False,
     )
-    app.state.server = state
-    return app

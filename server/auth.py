@@ -1,37 +1,73 @@
-"""API keys: every route needs one, unless it is marked public."""
+"""Who may call: Bearer keys, compared in constant time. Every route needs one unless it is marked public.
+
+A route is public with `opt={"public": True}`, an administration route with `opt={"admin": True}`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import hmac
+import os
+from collections.abc import Iterable
 from typing import Any
 
 from litestar.connection import ASGIConnection
-from litestar.handlers import BaseRouteHandler
+from litestar.handlers.base import BaseRouteHandler
 
+from server.config import ServerConfig
 from server.errors import ApiError
 
-PUBLIC = {"public": True}
-"""`opt=PUBLIC` marks a route that needs no key."""
+Connection = ASGIConnection[Any, Any, Any, Any]
 
 
-class KeyGuard:
-    def __init__(self, keys: tuple[str, ...]) -> None:
-        self._keys = [k.encode() for k in keys]
+class KeyRing:
+    """Digests of the keys. Comparing digests takes the same time whatever the keys' lengths."""
 
-    def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        if not self._keys or handler.opt.get("public") or connection.scope.get("method") == "OPTIONS":
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [hashlib.sha256(k.encode()).digest() for k in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def holds(self, key: str) -> bool:
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+        # every digest is compared, so that the time does not tell which one fits
+        return any([hmac.compare_digest(digest, d) for d in self._digests])
+
+
+class Gate:
+    """Litestar guard of the whole app."""
+
+    def __init__(self, options: ServerConfig) -> None:
+        env = os.environ.get("BACKPLANE_API_KEY", "")
+        self._keys = KeyRing((*options.api_key, *([env] if env else [])))
+        self._admin = KeyRing([options.admin_api_key] if options.admin_api_key else [])
+
+    def __call__(self, connection: Connection, handler: BaseRouteHandler) -> None:
+        if handler.opt.get("public") or connection.scope.get("method") == "OPTIONS":
             return
-        header = connection.headers.get("authorization", "")
-        scheme, _, key = header.partition(" ")
-        if not header:
+        admin = bool(handler.opt.get("admin"))
+        if admin and not self._admin:
+            if self._keys:
+                raise ApiError("administration routes are off; set --admin-api-key", status=403, code="admin_off")
+            return
+        ring = self._admin if admin else self._keys
+        if not ring:
+            return
+        scheme, _, key = connection.headers.get("authorization", "").partition(" ")
+        if not key and (other := connection.headers.get("x-api-key")):
+            scheme, key = "bearer", other
+        if scheme.lower() != "bearer" or not key:
             raise ApiError(
-                401, "this server wants an API key: send 'Authorization: Bearer KEY'", type="authentication_error",
-                code="missing_api_key", headers={"WWW-Authenticate": "Bearer"},
-            )
-        # every key is compared, each in constant time
-        matches = [hmac.compare_digest(key.strip().encode(), k) for k in self._keys]
-        if scheme.lower() != "bearer" or not any(matches):
-            raise ApiError(
-                401, "the API key is not one of this server's", type="authentication_error", code="invalid_api_key",
+                "no API key; send it as `Authorization: Bearer KEY`",
+                status=401,
+                code="missing_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        if ring.holds(key.strip()):
+            return
+        if admin and self._keys.holds(key.strip()):
+            raise ApiError("this key may not use administration routes", status=403, code="not_admin")
+        raise ApiError(
+            "the API key is not valid", status=401, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
+        )

@@ -1,47 +1,84 @@
-"""Options of the server; those of the engine are in core/config.py."""
+"""Every option of the HTTP server, once. The command line makes its flags from this class, as from core/config.py."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from core.errors import ConfigError
+from core.sampling_params import MAX_N
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
-    """The HTTP side."""
+    """How the server listens, whom it lets in, and what it grants one request."""
 
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for every interface."""
     port: int = 8000
-    """Port to listen on."""
+    """TCP port; 0: one that is free."""
     uds: str | None = None
-    """Unix socket to listen on, instead of host and port."""
+    """Path of a Unix socket to listen on instead of host and port."""
     api_key: tuple[str, ...] = ()
-    """Keys that clients must send as `Authorization: Bearer KEY`; none: open. Also BACKPLANE_API_KEY."""
+    """Key that clients must send as `Authorization: Bearer KEY`; repeatable; also read from BACKPLANE_API_KEY."""
+    admin_api_key: str | None = None
+    """Key of the administration routes; unset: those routes are off when api_key is set."""
     root_path: str = ""
-    """Path under which a proxy serves this server."""
+    """Path prefix under which a proxy serves this server."""
     allowed_origins: tuple[str, ...] = ()
-    """Origins that browsers may call from (CORS)."""
+    """Origins that browsers may call from (CORS); `*` for all."""
+    allow_credentials: bool = False
+    """Let browsers send credentials from the allowed origins."""
     ssl_certfile: str | None = None
     """TLS certificate (PEM)."""
     ssl_keyfile: str | None = None
-    """TLS key (PEM)."""
-    max_body_bytes: int = 16 * 1024 * 1024
-    """Largest request body."""
-    drain_timeout_s: float = 30.0
-    """After the first SIGTERM, running requests may take this long; the second stops at once."""
-    stall_timeout_s: float = 60.0
-    """/health says 503 when there is work and no step has finished for this long."""
+    """Key of the TLS certificate (PEM)."""
+    max_body_bytes: int = 32 * 1024 * 1024
+    """Largest request body; a larger one is refused (HTTP 413)."""
+    body_timeout_s: float = 60.0
+    """Seconds within which a request's body must have arrived."""
     access_log: bool = False
-    """Log every request."""
+    """Log one line for every request."""
     log_level: str = "info"
     """debug, info, warning or error."""
+    log_format: Literal["text", "json"] = "text"
+    """Form of log lines."""
+    drain_timeout_s: float = 30.0
+    """Seconds that running requests get to finish after SIGTERM; a second signal stops at once."""
+    keep_alive_timeout_s: int = 75
+    """Seconds that an idle connection stays open."""
+    health_stall_s: float = 120.0
+    """Seconds without a finished step, while requests run, after which /health turns to 503."""
+    enable_auto_tool_choice: bool = True
+    """Let the model decide to call tools (tool_choice `auto`) when a parser fits it."""
+    response_role: str = "assistant"
+    """Role of the answers of chat completions."""
+    generation_config: Literal["auto", "none"] = "auto"
+    """Take sampling defaults from the model's generation_config.json (`auto`) or not (`none`)."""
+    max_n: int = MAX_N
+    """Most answers (n, best_of) to one prompt."""
+    max_prompts: int = 1024
+    """Most prompts in one completions request."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port < 65536:
-            raise ConfigError(f"port={self.port} must be from 0 to 65535")
-        if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
-            raise ConfigError("ssl_certfile and ssl_keyfile go together; give both or none")
-        if self.drain_timeout_s < 0:
-            raise ConfigError("drain_timeout_s must not be negative")
+        _require(0 <= self.port < 65536, f"port={self.port} must be from 0 to 65535")
+        _require(self.max_body_bytes > 0, f"max_body_bytes={self.max_body_bytes} must be positive")
+        _require(self.drain_timeout_s >= 0, f"drain_timeout_s={self.drain_timeout_s} must be 0 or positive")
+        _require(1 <= self.max_n <= MAX_N, f"max_n={self.max_n} must be from 1 to {MAX_N}")
+        _require(self.max_prompts >= 1, f"max_prompts={self.max_prompts} must be positive")
+        _require(
+            bool(self.ssl_certfile) == bool(self.ssl_keyfile), "ssl_certfile and ssl_keyfile must be given together"
+        )
+        for name in ("ssl_certfile", "ssl_keyfile"):
+            path = getattr(self, name)
+            _require(path is None or Path(path).is_file(), f"{name}={path!r} is not a file")
+        _require(all(k.strip() and k.isascii() for k in self.api_key), "api_key must be ASCII and not empty; or unset")
+        _require(
+            not self.root_path or self.root_path.startswith("/"), f"root_path={self.root_path!r} must start with /"
+        )

@@ -1,67 +1,153 @@
-"""Exceptions -> OpenAI's error bodies with the right status."""
+"""Exceptions -> HTTP answers in OpenAI's error shape: {"error": {message, type, param, code}}.
+
+What went wrong inside is logged, never sent: a client learns of a 500 only that it happened.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
+import re
 from typing import Any
 
 import msgspec
+from core.errors import BackplaneError, EngineDeadError, QueueFullError, RequestAbortedError, RequestError
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
-from core.errors import CapacityError, EngineDeadError, QueueFullError, RequestError
+log = logging.getLogger("backplane.server")
 
-logger = logging.getLogger("backplane")
-
-
-class ErrorDetail(msgspec.Struct):
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorBody(msgspec.Struct):
-    error: ErrorDetail
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    408: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    499: "request_aborted",
+    503: "service_unavailable",
+}
+RETRY_AFTER_S = 1
 
 
 class ApiError(Exception):
-    """An error with its HTTP status."""
+    """An answer that is not 200. `param` is the offending field, as the client spelled it."""
 
     def __init__(
-        self, status: int, message: str, *, type: str = "invalid_request_error", param: str | None = None,
-        code: str | None = None, headers: dict[str, str] | None = None,
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        type: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.headers = status, headers or {}
-        self.detail = ErrorDetail(message, type, param, code)
+        self.message = message
+        self.status = status
+        self.param = param
+        self.code = code
+        self.type = type or _TYPES.get(status, "server_error")
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
-def as_api_error(error: BaseException) -> ApiError:
-    """What a client is told of any exception. Unknown ones are logged and say nothing of the inside."""
-    if isinstance(error, ApiError):
-        return error
-    if isinstance(error, QueueFullError):
-        return ApiError(429, str(error), type="rate_limit_error", code="queue_full", headers={"Retry-After": "1"})
-    if isinstance(error, RequestError):
-        return ApiError(400, str(error), param=error.param)
-    if isinstance(error, EngineDeadError | CapacityError):
-        return ApiError(503, str(error), type="server_error", code="engine_unavailable")
-    if isinstance(error, HTTPException):
-        kind = "invalid_request_error" if error.status_code < 500 else "server_error"
-        return ApiError(error.status_code, str(error.detail), type=kind)
-    logger.error("a request failed inside the server", exc_info=error)
-    return ApiError(500, "the server failed on this request; its log says why", type="server_error")
+class ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
 
 
-def error_response(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    found = as_api_error(error)
+def unsupported(param: str, why: str) -> ApiError:
+    return ApiError(f"{param} is not supported: {why}", param=param, code="unsupported_parameter")
+
+
+def invalid(param: str, message: str) -> ApiError:
+    return ApiError(message, param=param, code="invalid_value")
+
+
+def from_decode_error(error: Exception) -> ApiError:
+    """A body that msgspec refused."""
+    if isinstance(error, msgspec.ValidationError):
+        text = str(error)
+        match = re.search(r" - at `\$\.?([^`]*)`$", text)
+        param = re.sub(r"\[\.\.\.\]", "", match[1]) if match else None
+        message = text[: match.start()] if match else text
+        missing = re.search(r"missing required field `([^`]+)`", message)
+        if missing:
+            param = f"{param}.{missing[1]}" if param else missing[1]
+            return ApiError(f"{param} is required", param=param, code="missing_required_parameter")
+        return ApiError(
+            f"{param or 'the body'} has the wrong type: {message[:1].lower()}{message[1:]}",
+            param=param or None,
+            code="invalid_type",
+        )
+    return ApiError(f"the body is not JSON: {error}", code="invalid_json")
+
+
+def to_api_error(error: BaseException) -> ApiError:
+    match error:
+        case ApiError():
+            return error
+        case QueueFullError():
+            return ApiError(str(error), status=429, code="queue_full", headers={"Retry-After": str(RETRY_AFTER_S)})
+        case RequestError():
+            code = "context_length_exceeded" if "max_model_len" in str(error) else "invalid_value"
+            return ApiError(str(error), param=error.param, code=code)
+        case EngineDeadError():
+            return ApiError(str(error), status=503, code="engine_dead")
+        case RequestAbortedError():
+            return ApiError(str(error), status=503, code="request_aborted")
+        case ClientGoneError():
+            return ApiError("the client closed the connection", status=499)
+        case HTTPException() if error.status_code < 500:
+            codes = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+            return ApiError(
+                error.detail,
+                status=error.status_code,
+                code=codes.get(error.status_code),
+                headers=dict(error.headers or {}),
+            )
+        case _:
+            log.error("request failed", exc_info=error)
+            message = str(error) if isinstance(error, BackplaneError) else "internal error; the server's log has more"
+            return ApiError(message, status=500, code="internal_error")
+
+
+def to_response(error: BaseException) -> Response[bytes]:
+    answer = to_api_error(error)
     return Response(
-        msgspec.json.encode(ErrorBody(found.detail)), status_code=found.status, media_type="application/json",
-        headers=found.headers,
+        encode(answer.body()), status_code=answer.status, media_type="application/json", headers=answer.headers
     )
 
 
-def error_event(error: BaseException) -> bytes:
-    """A server-sent event that says why a stream ends."""
-    return b"data: " + msgspec.json.encode(ErrorBody(as_api_error(error).detail)) + b"\n\n"
+def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Litestar's exception handler, for everything."""
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        error = ApiError(f"no route {request.method} {request.url.path}", status=404, code="not_found")
+    elif isinstance(error, HTTPException) and error.status_code == 405:
+        error = ApiError(
+            f"{request.url.path} does not take {request.method}",
+            status=405,
+            code="method_not_allowed",
+            headers=dict(error.headers or {}),
+        )
+    elif isinstance(error, HTTPException) and error.status_code == 413:
+        limit = request.app.state.server.options.max_body_bytes
+        error = ApiError(
+            f"the body is larger than {limit} bytes (max_body_bytes); send less, or raise the limit",
+            status=413,
+            code="body_too_large",
+        )
+    return to_response(error)
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no infinity: OpenAI's own stand-in for an impossible token is -9999."""
+    return value if math.isfinite(value) else -9999.0
+
+
+encode = msgspec.json.Encoder().encode

@@ -1,51 +1,39 @@
-"""/health, /live, /ready, /version, /metrics: public, for those who watch."""
+"""Is the engine alive, and does it get on? /health, /live, /ready."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
-from litestar import Response, get
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
-import core
-from server.auth import PUBLIC
-from server.state import ServerState
+from core.messages import EngineStats, Finished
+from core.outputs import RequestOutput
 
 
-@get("/health", opt=PUBLIC)
-async def health(server: ServerState) -> Response[Any]:
-    """503 when the engine is dead, or has work and makes no progress."""
-    engine = server.engine
-    if engine.errored is not None:
-        return Response({"status": "dead", "reason": engine.errored}, status_code=503)
-    if engine.num_requests:
-        stalled_s = time.monotonic() - max(engine.last_stats.last_step_time_s, engine.oldest_arrival_s)
-        if stalled_s > server.options.stall_timeout_s:
-            reason = f"there is work and no step has finished for {stalled_s:.0f} s"
-            return Response({"status": "stalled", "reason": reason}, status_code=503)
-    return Response({"status": "ok"})
+class Progress:
+    """Watches steps as an engine observer. An engine with work whose step counter stands still is stuck."""
 
+    def __init__(self, stall_s: float) -> None:
+        self._stall_s = stall_s
+        self._num_steps = -1
+        self._last_s = time.monotonic()
 
-@get("/live", opt=PUBLIC)
-async def live() -> dict[str, str]:
-    """The server process answers."""
-    return {"status": "ok"}
+    def request_finished(self, output: RequestOutput, finished: list[Finished]) -> None:
+        self._last_s = time.monotonic()
 
+    def tokens(self, n: int, gap_s: float) -> None:
+        self._last_s = time.monotonic()
 
-@get("/ready", opt=PUBLIC)
-async def ready(server: ServerState) -> Response[Any]:
-    """Requests are taken now."""
-    if server.draining or server.engine.errored is not None:
-        return Response({"status": "draining" if server.draining else "dead"}, status_code=503)
-    return Response({"status": "ok"})
+    def stats(self, stats: EngineStats) -> None:
+        if stats.num_steps != self._num_steps:
+            self._num_steps = stats.num_steps
+            self._last_s = time.monotonic()
 
+    def work_began(self) -> None:
+        """The first request after idleness: time spent idle is no stall."""
+        self._last_s = time.monotonic()
 
-@get("/version", opt=PUBLIC)
-async def version() -> dict[str, str]:
-    return {"version": core.__version__}
-
-
-@get("/metrics", opt=PUBLIC)
-async def metrics(server: ServerState) -> Response[Any]:
-    return Response(generate_latest(server.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    def stalled_s(self, in_flight: int, stats: EngineStats | None) -> float | None:
+        """Seconds without progress, once they are too many."""
+        if stats is not None:
+            self.stats(stats)
+        idle_s = time.monotonic() - self._last_s
+        return idle_s if in_flight and idle_s > self._stall_s else None

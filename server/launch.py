@@ -1,125 +1,216 @@
-"""Starts the engine and the HTTP server, and stops them in the right order."""
+"""serve(): one server process over one engine process, from the socket to the last answer.
+
+The socket is bound before the model loads, so that a taken port is known at once. SIGTERM and SIGINT drain: new
+requests get 503, those in flight may finish within drain_timeout_s; a second signal stops at once.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
+import errno
 import logging
 import os
 import signal
-import time
+import socket
+import stat
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
-
 from core.config import EngineConfig
 from core.engine.async_engine import AsyncEngine
 from core.errors import ConfigError
+
+from server import logs
 from server.app import create_app
 from server.config import ServerConfig
 from server.state import ServerState
 
-logger = logging.getLogger("backplane")
+log = logging.getLogger("backplane.server")
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without signal handlers of its own: a drain comes before the stop."""
+class _Asgi(uvicorn.Server):
+    """uvicorn without its own signal handlers: ours drain first."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
 
-def serve(engine_config: EngineConfig, options: ServerConfig) -> None:
-    """Run until a signal. Raises what start-up failed with."""
-    begun = time.perf_counter()
-    keys = os.environ.get("BACKPLANE_API_KEY", "")
-    if keys:
-        options = dataclasses.replace(options, api_key=(*options.api_key, *filter(None, keys.split(","))))
-    runner = asyncio.Runner(loop_factory=_loop_factory())
-    with runner:
-        runner.run(_serve(engine_config, options, begun))
+def bind(options: ServerConfig) -> socket.socket:
+    """The bound socket, not yet listening. Raises ConfigError that names the way out."""
+    if options.uds:
+        return _bind_unix(options.uds)
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((options.host, options.port))
+    except OSError as error:
+        sock.close()
+        why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound: {error.strerror or error}"
+        raise ConfigError(f"{options.host}:{options.port} {why}; choose another --port (0: any free one)") from error
+    sock.setblocking(False)
+    return sock
 
 
-def _loop_factory():  # type: ignore[no-untyped-def]
+def _bind_unix(path: str) -> socket.socket:
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise ConfigError(f"uds={path!r} exists and is no socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(path) == 0:
+                raise ConfigError(f"uds={path!r} is in use by another server")
+        os.unlink(path)  # left behind by a server that was killed
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(path)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(f"uds={path!r} cannot be bound: {error.strerror or error}") from error
+    sock.setblocking(False)
+    return sock
+
+
+def address(sock: socket.socket, options: ServerConfig) -> str:
+    if options.uds:
+        return f"unix:{options.uds}"
+    host, port = sock.getsockname()[:2]
+    scheme = "https" if options.ssl_certfile else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def start_up_lines(engine: AsyncEngine) -> list[str]:
+    """What "auto" became and why, where the time went, where the memory went."""
+    ready = engine.ready
+    lines = [f"{name}: {choice}" for name, choice in ready.choices.items()]
+    if ready.timeline:
+        lines.append("start-up: " + ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in ready.timeline))
+    if ready.memory:
+        lines.append("memory: " + ", ".join(f"{use} {size / 2**20:,.1f} MiB" for use, size in ready.memory.items()))
+    tokens = ready.num_blocks * ready.block_size
+    lines.append(
+        f"KV cache: {ready.num_blocks:,} blocks of {ready.block_size} tokens, {tokens / ready.max_model_len:.1f} "
+        f"requests of the longest kind ({ready.max_model_len:,} tokens)"
+    )
+    return lines
+
+
+class _Stopper:
+    """Signals: the first drains, the second stops."""
+
+    def __init__(self, options: ServerConfig) -> None:
+        self._options = options
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+
+    def install(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._signal, number)
+
+    def _signal(self, number: int) -> None:
+        if self.first.is_set():
+            log.warning("%s again: stopping now", signal.Signals(number).name)
+            self.second.set()
+        else:
+            self.first.set()
+
+    async def drain(self, state: ServerState) -> None:
+        """Wait for requests in flight, the drain time, or the second signal."""
+        state.draining = True
+        if not state.in_flight:
+            return
+        log.info("draining: %d requests in flight, at most %g s", state.in_flight, self._options.drain_timeout_s)
+
+        async def emptied() -> None:
+            while state.in_flight:
+                await asyncio.sleep(0.02)
+
+        waits = [asyncio.ensure_future(emptied()), asyncio.ensure_future(self.second.wait())]
+        await asyncio.wait(waits, timeout=self._options.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if state.in_flight:
+            log.warning("%d requests did not finish in time and are aborted", state.in_flight)
+
+
+async def _serve(engine_config: EngineConfig, options: ServerConfig, sock: socket.socket) -> None:
+    stopper = _Stopper(options)
+    stopper.install()
+    engine = AsyncEngine(engine_config)
+    starting = asyncio.ensure_future(engine.start())
+    stopping = asyncio.ensure_future(stopper.first.wait())
+    try:
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        starting.result()
+        for line in start_up_lines(engine):
+            print(line, flush=True)
+        app = create_app(engine, options)
+        state: ServerState = app.state.server
+        server = _Asgi(_uvicorn_config(app, options))
+        serving = asyncio.ensure_future(server.serve(sockets=[sock]))
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.005)
+        where = address(sock, options)
+        print(f"serving {', '.join(state.served_names)} on {where} (OpenAI API: {where}/v1)", flush=True)
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            await stopper.drain(state)
+            server.should_exit = True
+            # a drained server has only idle connections left; streams that are left over end with the engine
+            done, _ = await asyncio.wait({serving}, timeout=1.0)
+            if not done:
+                server.force_exit = True
+                await engine.shutdown()
+        await serving
+    finally:
+        stopping.cancel()
+        await engine.shutdown()
+        sock.close()
+        if options.uds:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(options.uds)
+
+
+def _uvicorn_config(app: Any, options: ServerConfig) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        root_path=options.root_path,
+        ssl_certfile=options.ssl_certfile,
+        ssl_keyfile=options.ssl_keyfile,
+        timeout_keep_alive=options.keep_alive_timeout_s,
+        timeout_graceful_shutdown=2,
+        lifespan="off",
+        ws="none",
+        server_header=False,
+        backlog=4096,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+
+
+def serve(engine_config: EngineConfig, server_config: ServerConfig) -> None:
+    """Run to the end. Raises ConfigError, ModelError ... when it cannot start."""
+    logs.set_up(server_config.log_format, server_config.log_level)
+    sock = bind(server_config)
     try:
         import uvloop
-    except ImportError:  # not on Windows
-        return None
-    return uvloop.new_event_loop
 
-
-async def _serve(engine_config: EngineConfig, options: ServerConfig, begun: float) -> None:
-    engine = AsyncEngine(engine_config)
-    await engine.start()
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    except ImportError:  # not on every platform
+        runner = asyncio.Runner()
     try:
-        app = create_app(engine, options)
-        log_start(engine, begun)
-        server = _Server(
-            uvicorn.Config(
-                app, host=options.host, port=options.port, uds=options.uds, log_level=options.log_level,
-                access_log=options.access_log, http="httptools", ws="none", lifespan="on", root_path=options.root_path,
-                ssl_certfile=options.ssl_certfile, ssl_keyfile=options.ssl_keyfile, timeout_keep_alive=65, backlog=4096,
-                timeout_graceful_shutdown=5, log_config=None,
-            )
-        )
-        _install_signals(server, engine, app.state.server, options.drain_timeout_s)
-        try:
-            serving = asyncio.create_task(server.serve())
-            while not server.started and not serving.done():
-                await asyncio.sleep(0.01)
-            if server.started:
-                where = options.uds or f"{'https' if options.ssl_certfile else 'http'}://{options.host}:{_port(server)}"
-                logger.info("ready in %.1f s: %s", time.perf_counter() - begun, where)
-            await serving
-        except SystemExit as error:  # how uvicorn says that it cannot listen
-            raise ConfigError(
-                f"cannot listen on {options.uds or f'{options.host}:{options.port}'}; is it in use? choose another --port"
-            ) from error
+        with runner:
+            runner.run(_serve(engine_config, server_config, sock))
+    except KeyboardInterrupt:
+        pass
     finally:
-        await engine.shutdown()
-
-
-def _port(server: uvicorn.Server) -> int:
-    """The real one, when 0 was asked for."""
-    for listener in server.servers:
-        for socket in listener.sockets:
-            name = socket.getsockname()
-            if isinstance(name, tuple):
-                return int(name[1])
-    return server.config.port
-
-
-def _install_signals(server: uvicorn.Server, engine: AsyncEngine, state: ServerState, drain_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    tasks: list[asyncio.Task[None]] = []
-
-    async def drain() -> None:
-        if not await engine.drain(drain_s):
-            logger.warning("%d requests were still running after %.0f s", engine.num_requests, drain_s)
-        server.should_exit = True
-
-    def stop() -> None:
-        if state.draining:
-            logger.warning("second signal: stopping now")
-            server.should_exit = server.force_exit = True
-            return
-        state.draining = True
-        logger.info("draining %d requests, %.0f s at most; a second signal stops at once", engine.num_requests, drain_s)
-        tasks.append(loop.create_task(drain()))
-
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop)
-
-
-def log_start(engine: AsyncEngine, begun: float) -> None:
-    """What "auto" became, where start-up time went, and the memory budget."""
-    ready = engine.ready
-    for name, choice in ready.choices.items():
-        logger.info("%-18s %s", name, choice)
-    phases = " | ".join(f"{name} {seconds:.2f} s" for name, seconds in ready.timeline)
-    logger.info("%-18s %s", "timeline", phases)
-    memory = ", ".join(f"{name.replace('_', ' ')} {size / 2**20:,.0f} MiB" for name, size in ready.memory.items())
-    tokens = ready.num_blocks * ready.block_size
-    logger.info("%-18s %s (%s blocks of %d: %s tokens)", "memory", memory, f"{ready.num_blocks:,}", ready.block_size, f"{tokens:,}")
+        sock.close()

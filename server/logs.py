@@ -25,7 +25,10 @@ class TextFormatter(logging.Formatter):
 class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
-            "time": record.created, "level": record.levelname, "logger": record.name, "message": record.getMessage(),
+            "time": record.created,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
             **_fields(record),
         }
         if record.exc_info:
@@ -33,7 +36,7 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(line).decode()
 
 
-def set_up(log_format: str) -> None:
+def set_up(log_format: str, level: str = "info") -> None:
     """Handlers of the process. Called by launch, not by whoever embeds the app."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
@@ -41,7 +44,7 @@ def set_up(log_format: str) -> None:
     logging.raiseExceptions = False
     root = logging.getLogger("backplane")
     root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(level.upper())
     root.propagate = False
     for name in ("uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)

@@ -1,113 +1,172 @@
-"""/metrics, for Prometheus: each metric as `backplane:NAME` and again as `vllm:NAME`, so that dashboards go on working."""
+"""Prometheus metrics of one app: gauges and counters read from EngineStats, histograms fed as an engine observer.
+
+Every metric appears as `backplane:NAME` and again as `vllm:NAME`, so that existing dashboards work.
+"""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable
-from typing import Any
-
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 
 from core.messages import EngineStats, Finished
 from core.outputs import RequestOutput
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
-PREFIXES = ("backplane:", "vllm:")
-WINDOW_S = 10.0
-"""Throughputs are means over this long."""
+PREFIXES = ("backplane", "vllm")
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_RATE_WINDOW_S = 10.0
+_FINISH_REASONS = ("stop", "length", "abort", "error")
 
-SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-TOKEN_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
+_TPOT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40)
+_SECONDS = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 
 
-class Metrics:
-    """An observer of the engine, and a collector of its own registry."""
+class Histogram:
+    """Counts by bucket. No lock: everything here happens on the server's event loop."""
 
-    def __init__(self, model_name: str) -> None:
-        self._model = model_name
-        self._inner = CollectorRegistry()
-        labels = ["model_name"]
+    def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
+        self.name, self.help, self.bounds = name, help, bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            found = Histogram(name, text, labels, registry=self._inner, buckets=buckets)
-            return found.labels(model_name)
+    def observe(self, value: float, count: int = 1) -> None:
+        self._counts[bisect_left(self.bounds, value)] += count
+        self._sum += value * count
 
-        self._ttft = histogram("time_to_first_token_seconds", "Arrival to first token", SECONDS)
-        self._tpot = histogram("time_per_output_token_seconds", "Mean time of a token after the first", TOKEN_SECONDS)
-        self._itl = histogram("inter_token_latency_seconds", "Between two tokens of a stream", TOKEN_SECONDS)
-        self._e2e = histogram("e2e_request_latency_seconds", "Arrival to last token", SECONDS)
-        self._queue = histogram("request_queue_time_seconds", "Arrival to first step", SECONDS)
-        self._success = Counter(
-            "request_success", "Finished sequences", [*labels, "finished_reason"], registry=self._inner
-        )
-        self._stats = EngineStats()
-        self._history: deque[tuple[float, int, int]] = deque([(time.monotonic(), 0, 0)])
-        self.registry = CollectorRegistry()
+    def family(self, prefix: str, model: str) -> Metric:
+        total, buckets = 0, []
+        for bound, count in zip((*map(str, map(float, self.bounds)), "+Inf"), self._counts, strict=True):
+            total += count
+            buckets.append((bound, total))
+        family = HistogramMetricFamily(f"{prefix}:{self.name}", self.help, labels=["model_name"])
+        family.add_metric([model], buckets, sum_value=self._sum)
+        return family
+
+
+class Throughput:
+    """Tokens a second over the last seconds, from counters."""
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, int, int]] = deque()
+
+    def add(self, now_s: float, prompt: int, generation: int) -> None:
+        if not self._points or now_s - self._points[-1][0] >= 0.5:
+            self._points.append((now_s, prompt, generation))
+        while len(self._points) > 2 and now_s - self._points[1][0] > _RATE_WINDOW_S:
+            self._points.popleft()
+
+    def rates(self, now_s: float, prompt: int, generation: int) -> tuple[float, float]:
+        if not self._points:
+            return 0.0, 0.0
+        past = next((p for p in self._points if now_s - p[0] <= _RATE_WINDOW_S), self._points[-1])
+        elapsed = now_s - past[0]
+        if elapsed <= 0:
+            return 0.0, 0.0
+        return (prompt - past[1]) / elapsed, (generation - past[2]) / elapsed
+
+
+class Metrics(Collector):
+    """Observer of the engine and collector of one CollectorRegistry."""
+
+    def __init__(self, model_name: str, last_stats: Callable[[], EngineStats | None]) -> None:
+        self.model_name = model_name
+        self._last_stats = last_stats
+        self._success: Counter[str] = Counter()
+        self._throughput = Throughput()
+        self._throughput.add(time.monotonic(), 0, 0)
+        self.ttft = Histogram("time_to_first_token_seconds", "Seconds from arrival to the first token.", _TTFT)
+        self.tpot = Histogram("time_per_output_token_seconds", "Mean seconds of a token after the first.", _TPOT)
+        self.itl = Histogram("inter_token_latency_seconds", "Seconds between two tokens of a sequence.", _TPOT)
+        self.e2e = Histogram("e2e_request_latency_seconds", "Seconds from arrival to the end.", _SECONDS)
+        self.queue = Histogram("request_queue_time_seconds", "Seconds from arrival to the first step.", _SECONDS)
+        self.prefill = Histogram("request_prefill_time_seconds", "Seconds from first step to first token.", _SECONDS)
+        self.decode = Histogram("request_decode_time_seconds", "Seconds from first token to the end.", _SECONDS)
+        self.prompt_tokens = Histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
+        self.output_tokens = Histogram("request_generation_tokens", "Output tokens of a sequence.", _TOKENS)
+        self._histograms = [v for v in vars(self).values() if isinstance(v, Histogram)]
+        self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
-
-    # ---- observer
 
     def request_finished(self, output: RequestOutput, finished: list[Finished]) -> None:
         for f in finished:
-            self._success.labels(self._model, f.reason).inc()
-            if f.reason not in ("stop", "length") or not f.first_token_time_s:
+            self._success[f.reason] += 1
+            self.output_tokens.observe(f.num_output_tokens)
+            if not f.first_scheduled_time_s:
                 continue
-            self._ttft.observe(f.first_token_time_s - f.arrival_time_s)
-            self._queue.observe(max(0.0, f.first_scheduled_time_s - f.arrival_time_s))
-            self._e2e.observe(f.finish_time_s - f.arrival_time_s)
+            self.queue.observe(max(0.0, f.first_scheduled_time_s - f.arrival_time_s))
+            if not f.first_token_time_s:
+                continue
+            self.ttft.observe(max(0.0, f.first_token_time_s - f.arrival_time_s))
+            self.prefill.observe(max(0.0, f.first_token_time_s - f.first_scheduled_time_s))
+            if not f.finish_time_s:
+                continue
+            self.e2e.observe(max(0.0, f.finish_time_s - f.arrival_time_s))
+            decode_s = max(0.0, f.finish_time_s - f.first_token_time_s)
+            self.decode.observe(decode_s)
             if f.num_output_tokens > 1:
-                self._tpot.observe((f.finish_time_s - f.first_token_time_s) / (f.num_output_tokens - 1))
+                self.tpot.observe(decode_s / (f.num_output_tokens - 1))
+        if finished:
+            self.prompt_tokens.observe(finished[0].num_prompt_tokens)
 
-    def tokens(self, count: int, gap_s: float) -> None:
-        self._itl.observe(gap_s)
+    def tokens(self, n: int, gap_s: float) -> None:
+        self.itl.observe(gap_s, n)
 
     def stats(self, stats: EngineStats) -> None:
-        self._stats = stats
-        now = time.monotonic()
-        self._history.append((now, stats.prompt_tokens, stats.generation_tokens))
-        while len(self._history) > 2 and self._history[1][0] < now - WINDOW_S:
-            self._history.popleft()
+        self._throughput.add(time.monotonic(), stats.prompt_tokens, stats.generation_tokens)
 
-    def throughput(self) -> tuple[float, float]:
-        """Prompt and generated tokens a second, over the last WINDOW_S."""
-        now = time.monotonic()
-        while len(self._history) > 1 and self._history[1][0] < now - WINDOW_S:
-            self._history.popleft()
-        begun, prompt, generated = self._history[0]
-        span = max(min(now - begun, WINDOW_S), 1e-3) if now - begun < WINDOW_S else WINDOW_S
-        return (self._stats.prompt_tokens - prompt) / span, (self._stats.generation_tokens - generated) / span
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
 
-    # ---- collector
-
-    def collect(self) -> Iterable[Metric]:
-        s = self._stats
-        used = 1 - s.num_free_blocks / s.num_blocks if s.num_blocks else 0.0
-        prompt_rate, generation_rate = self.throughput()
-        gauges: list[tuple[str, str, float]] = [
-            ("num_requests_running", "Sequences in the batch", s.num_running),
-            ("num_requests_waiting", "Sequences that wait", s.num_waiting),
-            ("num_requests_swapped", "Sequences swapped out to host memory", s.num_swapped),
-            ("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1", used),
-            ("gpu_cache_usage_perc", "The same under its older name", used),
-            ("cpu_cache_usage_perc", "Share of host swap blocks in use", 0.0),
-            ("avg_prompt_throughput_toks_per_s", f"Prompt tokens a second, last {WINDOW_S:.0f} s", prompt_rate),
-            ("avg_generation_throughput_toks_per_s", f"New tokens a second, last {WINDOW_S:.0f} s", generation_rate),
-        ]
-        counters: list[tuple[str, str, float]] = [
-            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache", s.prefix_cache_queries),
-            ("prefix_cache_hits", "Prompt tokens found there", s.prefix_cache_hits),
-            ("prompt_tokens", "Prompt tokens taken in", s.prompt_tokens),
-            ("generation_tokens", "Tokens generated", s.generation_tokens),
-            ("num_preemptions", "Sequences pushed back to the queue", s.num_preemptions),
-        ]
+    def collect(self) -> Iterator[Metric]:
         for prefix in PREFIXES:
-            for families, kind in ((gauges, GaugeMetricFamily), (counters, CounterMetricFamily)):
-                for name, text, value in families:
-                    family: Any = kind(prefix + name, text, labels=["model_name"])
-                    family.add_metric([self._model], value)
-                    yield family
-            for inner in self._inner.collect():
-                renamed = Metric(prefix + inner.name, inner.documentation, inner.type)
-                renamed.samples = [s._replace(name=prefix + s.name) for s in inner.samples]
-                yield renamed
+            yield from self._families(prefix)
+
+    def _families(self, prefix: str) -> Iterator[Metric]:
+        s = self._last_stats() or EngineStats()
+        now_s = time.monotonic()
+        prompt_rate, generation_rate = self._throughput.rates(now_s, s.prompt_tokens, s.generation_tokens)
+        usage = 1 - s.num_free_blocks / s.num_blocks if s.num_blocks else 0.0
+        gauges: list[tuple[str, str, float]] = [
+            ("num_requests_running", "Sequences in the running batch.", s.num_running),
+            ("num_requests_waiting", "Sequences that wait for admission.", s.num_waiting),
+            ("num_requests_swapped", "Sequences swapped out to host memory.", s.num_swapped),
+            ("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", usage),
+            ("gpu_cache_usage_perc", "Share of KV blocks in use, 0 to 1 (older name).", usage),
+            ("cpu_cache_usage_perc", "Share of swapped KV blocks in use, 0 to 1.", 0.0),
+            ("avg_prompt_throughput_toks_per_s", "Prompt tokens a second, last 10 s.", prompt_rate),
+            ("avg_generation_throughput_toks_per_s", "Output tokens a second, last 10 s.", generation_rate),
+        ]
+        counters: list[tuple[str, str, int]] = [
+            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", s.prefix_cache_queries),
+            ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", s.prefix_cache_hits),
+            ("prompt_tokens", "Prompt tokens processed.", s.prompt_tokens),
+            ("generation_tokens", "Tokens generated.", s.generation_tokens),
+            ("num_preemptions", "Preemptions.", s.num_preemptions),
+        ]
+        for name, help, value in gauges:
+            gauge = GaugeMetricFamily(f"{prefix}:{name}", help, labels=["model_name"])
+            gauge.add_metric([self.model_name], value)
+            yield gauge
+        for name, help, count in counters:
+            counter = CounterMetricFamily(f"{prefix}:{name}", help, labels=["model_name"])
+            counter.add_metric([self.model_name], count)
+            yield counter
+        success = CounterMetricFamily(
+            f"{prefix}:request_success", "Finished sequences by reason.", labels=["model_name", "finished_reason"]
+        )
+        for reason in dict.fromkeys((*_FINISH_REASONS, *self._success)):
+            success.add_metric([self.model_name, reason], self._success[reason])
+        yield success
+        for histogram in self._histograms:
+            yield histogram.family(prefix, self.model_name)
+
+    def exposition(self) -> bytes:
+        return generate_latest(self.registry)

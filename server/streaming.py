@@ -1,69 +1,89 @@
-"""Server-sent events as ready bytes, and what to do when the client goes away."""
+"""Server-sent events as ready bytes, and the ASGI response that writes them.
+
+The response watches the connection itself: when the client goes, or the server stops, the generator is closed, and its
+`finally` aborts the request. While a slow client blocks a write nothing is taken from the generator, so deltas merge
+in the engine's queue instead of piling up here.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, TypeVar
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any
 
-import msgspec
-from litestar import Request
-from litestar.response import Stream
+from litestar import Response
 
-from server.errors import ApiError, error_event
+from server.errors import encode, to_api_error
+from server.state import HttpRequest, unless_gone
+
+log = logging.getLogger("backplane.server")
 
 DONE = b"data: [DONE]\n\n"
-T = TypeVar("T")
-_encoder = msgspec.json.Encoder()
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # nginx would collect the events otherwise
+    (b"x-accel-buffering", b"no"),
+]
 
 
-def event(data: Any) -> bytes:
-    return b"data: " + _encoder.encode(data) + b"\n\n"
+def event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
 
 
-async def stream_response(events: AsyncIterator[bytes]) -> Stream:
-    """Wait for the first event before the status is sent, so that a bad request still gets its 4xx."""
-    try:
-        first = await anext(events)
-    except StopAsyncIteration:
-        first = b""
+def error_event(error: BaseException) -> bytes:
+    """A stream that has begun can say what went wrong only in its own words."""
+    return event(encode(to_api_error(error).body())) + DONE
 
-    async def body() -> AsyncIterator[bytes]:
+
+class _Writer:
+    """The ASGI side: start, pieces, end; cancelled when the client goes."""
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+        self._first, self._rest = first, rest
+
+    async def _write(self, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        async for piece in self._rest:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _gone(self, receive: Any) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        writer = asyncio.ensure_future(self._write(send))
+        watcher = asyncio.ensure_future(self._gone(receive))
         try:
-            if first:
-                yield first
-            async for piece in events:
-                yield piece
-            yield DONE
-        except Exception as error:  # the status is out: the stream itself must say it
-            yield error_event(error)
+            await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # reached by cancellation too, when the client is gone: closing the events aborts the request
-            await events.aclose()  # type: ignore[attr-defined]
+            for task in (writer, watcher):
+                task.cancel()
+            results = await asyncio.gather(writer, watcher, return_exceptions=True)
+            await self._rest.aclose()
+        if isinstance(results[0], Exception):
+            log.warning("a stream ended early: %s", results[0])
 
-    return Stream(body(), media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+class EventStream(Response[None]):
+    """Litestar response over a generator that has already given its first piece."""
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(content=None)
+        self._writer = _Writer(first, rest)
+
+    def to_asgi_response(self, *args: Any, **kwargs: Any) -> Any:
+        return self._writer
 
 
-async def unless_gone(request: Request[Any, Any, Any], work: Awaitable[T]) -> T:
-    """Await `work`, but give it up when the client disconnects (no server tells a handler that does not stream)."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+async def start(request: HttpRequest, events: AsyncGenerator[bytes, None]) -> EventStream:
+    """Wait for the first piece: until then an error is still an answer with a status of its own."""
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ApiError(499, "the client closed the connection", type="client_closed_request")
-    finally:
-        for pending in (task, gone):
-            if not pending.done():
-                pending.cancel()
-                with contextlib.suppress(asyncio.CancelledError, Exception):
-                    await pending
-
-
-async def _disconnected(request: Request[Any, Any, Any]) -> None:
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            return
+        first = await unless_gone(request, anext(events))
+    except BaseException:
+        await events.aclose()
+        raise
+    return EventStream(first, events)

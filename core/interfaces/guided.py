@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from core.errors import RequestError
 from core.sampling_params import GuidedDecodingParams
+
+
+class UnsupportedConstraintError(RequestError):
+    """This backend cannot hold the constraint; another may. Any other RequestError is final."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,9 @@ class Matcher(Protocol):
     def finished(self) -> bool:
         """The document is complete and nothing may follow."""
 
+    def error(self) -> str | None:
+        """What went wrong inside (a limit was hit); the sequence cannot go on."""
+
 
 class Grammar(Protocol):
     def matcher(self) -> Matcher: ...
@@ -55,4 +63,12 @@ class GuidedBackend(Protocol):
         """Keywords it cannot hold, by name."""
 
     def compile(self, constraint: GuidedDecodingParams) -> Grammar:
-        """Off the step path. Raises RequestError."""
+        """Off the step path, in a thread. Raises RequestError; UnsupportedConstraintError lets "auto" try the next."""
+
+
+@runtime_checkable
+class BatchFill(Protocol):
+    """What a backend may offer besides: masks of many matchers in one call, on several threads."""
+
+    def fill_many(self, matchers: Sequence[tuple[Matcher, int]], bits: np.ndarray) -> None:
+        """For each (matcher, row) set the bits of allowed tokens in bits[row]; int32 [rows, ceil(vocab / 32)]."""

@@ -1,1 +1,1 @@
-"""OpenAI's API. Alone in knowing its JSON."""
+"""The OpenAI-compatible API: one file a resource, schema as msgspec structs."""

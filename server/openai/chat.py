@@ -1,169 +1,413 @@
-"""POST /v1/chat/completions"""
+"""POST /v1/chat/completions."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from litestar import Request, Response, post
+from core.errors import RequestAbortedError
+from core.outputs import CompletionOutput, RequestOutput
+from core.sampling_params import GuidedDecodingParams, SamplingParams
+from litestar import Response, post
 
-from core.errors import RequestError
-from core.outputs import RequestOutput
-from core.sampling_params import SamplingParams
-from server.openai.body import parse_body, sampling_params
-from server.openai.logprobs import chat_logprobs, prompt_logprobs
-from server.openai.schema import ChatBody, ChatChoice, ChatChunk, ChatCompletion, ChunkChoice, Delta, Message, Usage
-from server.openai.usage import include_usage, usage_of
-from server.state import ServerState
-from server.streaming import event, stream_response, unless_gone
+from server.errors import ApiError, encode, invalid
+from server.openai import logprobs as logprob_shapes
+from server.openai import params
+from server.openai.events import Answer, NamedCall, ParserChoice, RequiredCalls, choose_parser, required_schema
+from server.openai.messages import template_messages, template_tools
+from server.openai.schema import ChatCompletionRequest
+from server.openai.usage import usage
+from server.state import LONG_TEXT, HttpRequest, ServerState, read_body, request_id, unless_gone
+from server.streaming import DONE, error_event, start
 
-LONG_CHAT_MESSAGES = 50
-"""Longer conversations are rendered in a thread."""
+_decoder = msgspec.json.Decoder(ChatCompletionRequest)
 
 
-@post("/v1/chat/completions", status_code=200)
-async def chat_completions(request: Request[Any, Any, Any], server: ServerState) -> Response[Any]:
-    body = parse_body(await request.body(), ChatBody)
-    model = server.admit(body.model)
-    refuse_what_is_missing(body)
-    params = sampling_params(body, server.sampling_defaults)
-    messages = [normalise(m, i) for i, m in enumerate(body.messages)]
-    options = dict(body.chat_template_kwargs or {})
-    options["add_generation_prompt"] = body.add_generation_prompt and not body.continue_final_message
-    options["continue_final_message"] = body.continue_final_message
-    tools = None if body.tool_choice == "none" else body.tools
-    if len(messages) > LONG_CHAT_MESSAGES:
-        text = await asyncio.to_thread(server.engine.render_chat, messages, tools, **options)
-    else:
-        text = server.engine.render_chat(messages, tools, **options)
-    chat_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
-    outputs = server.engine.generate(
-        text, params, chat_id, priority=body.priority, cache_salt=body.cache_salt or "",
-        output_kind="delta" if body.stream else "final", add_special_tokens=bool(body.add_special_tokens),
+class Parsers:
+    """The model's parsers, chosen once when the app is made."""
+
+    def __init__(self, state: ServerState) -> None:
+        engine = state.engine
+        template = getattr(engine.chat_template, "source", engine.chat_template)
+        plugins = engine.config.plugins
+        self.tools = choose_parser(engine.registry, "tool_parser", plugins.tool_call_parser, template)
+        self.reasoning = choose_parser(engine.registry, "reasoning_parser", plugins.reasoning_parser, template)
+        self._tokenizer = engine.tokenizer
+        self.show_special = {p.name for p in (self.tools, self.reasoning) if p and self._has_special_marker(p)}
+
+    def _has_special_marker(self, parser: ParserChoice) -> bool:
+        """Its markers would be lost if special tokens were left out of the text."""
+        if self._tokenizer is None:
+            return False
+        for marker in parser.markers:
+            ids = self._tokenizer.encode(marker, add_special_tokens=False)
+            if len(ids) == 1 and ids[0] in self._tokenizer.special_ids:
+                return True
+        return False
+
+
+@dataclass(slots=True)
+class Chat:
+    """One request, understood."""
+
+    body: ChatCompletionRequest
+    model: str
+    id: str
+    params: SamplingParams
+    prompt: list[int]
+    opened_by: str
+    """The marker with which the prompt itself opened the reasoning"""
+    tools: list[dict[str, Any]]
+    mode: str
+    """none, auto, required or named"""
+    function: str
+    reasoning: ParserChoice | None
+    tool_parser: ParserChoice | None
+    echo: str
+    created_s: int = field(default_factory=lambda: int(time.time()))
+
+    def answer(self) -> Answer:
+        reasoning = self.reasoning.factory(self.tools) if self.reasoning else None
+        tools: Any = None
+        if self.mode == "named":
+            tools = NamedCall(self.function)
+        elif self.mode == "required":
+            tools = RequiredCalls()
+        elif self.tool_parser:
+            tools = self.tool_parser.factory(self.tools)
+        return Answer(reasoning, tools, opened_by=self.opened_by)
+
+    def finish_reason(self, reason: str | None, answer: Answer) -> str | None:
+        return "tool_calls" if reason == "stop" and answer.num_calls else reason
+
+
+def tool_mode(body: ChatCompletionRequest, tools: list[dict[str, Any]]) -> tuple[str, str]:
+    choice = body.tool_choice
+    if choice is None:
+        return ("auto" if tools else "none"), ""
+    if isinstance(choice, str):
+        if choice not in ("none", "auto", "required"):
+            raise invalid("tool_choice", f"tool_choice={choice!r} is not one of none, auto, required, or a function")
+        if choice != "none" and not tools:
+            raise invalid("tool_choice", f"tool_choice={choice!r} needs tools")
+        return choice, ""
+    if choice.get("type") != "function":
+        raise ApiError(
+            f"tool_choice.type={choice.get('type')!r} is not supported; send 'function'",
+            param="tool_choice.type",
+            code="unsupported_parameter",
+        )
+    name = (choice.get("function") or {}).get("name")
+    names = [t["function"]["name"] for t in tools]
+    if name not in names:
+        raise invalid("tool_choice", f"tool_choice names {name!r}, not among tools ({', '.join(names) or 'none'})")
+    return "named", str(name)
+
+
+async def understand(state: ServerState, parsers: Parsers, body: ChatCompletionRequest, id: str) -> Chat:
+    """Checks, renders and tokenizes. Raises ApiError or RequestError."""
+    engine, options = state.engine, state.options
+    model = state.check_model(body.model)
+    params.refuse_chat(body)
+    if engine.chat_template is None:
+        raise ApiError(
+            "the model has no chat template; start with --chat-template, or use /v1/completions",
+            param="messages",
+            code="no_chat_template",
+        )
+    messages = template_messages(body.messages)
+    tools = template_tools(body.tools)
+    mode, function = tool_mode(body, tools)
+    constraint = params.guided(body)
+    if mode in ("required", "named"):
+        if constraint is not None:
+            raise invalid("tool_choice", f"tool_choice={mode} and another constraint on the output exclude each other")
+        by_name = {t["function"]["name"]: t for t in tools}
+        schema = (
+            by_name[function]["function"].get("parameters") or {"type": "object"}
+            if mode == "named"
+            else required_schema(tools, parallel=body.parallel_tool_calls is not False)
+        )
+        constraint = GuidedDecodingParams(json=schema)
+    if mode == "auto" and not (options.enable_auto_tool_choice and parsers.tools):
+        why = "no --tool-call-parser fits this model" if options.enable_auto_tool_choice else "it is off here"
+        raise invalid("tool_choice", f"tool_choice 'auto' cannot be served: {why}; send 'required' or 'none'")
+
+    continuing = bool(body.continue_final_message)
+    generation_prompt = not continuing if body.add_generation_prompt is None else body.add_generation_prompt
+    variables = dict(body.chat_template_kwargs or {})
+    if body.documents is not None:
+        variables["documents"] = body.documents
+    if body.reasoning_effort is not None:
+        variables.setdefault("reasoning_effort", body.reasoning_effort)
+    for name in ("messages", "tools", "add_generation_prompt", "continue_final_message"):
+        if name in variables:
+            raise invalid("chat_template_kwargs", f"chat_template_kwargs.{name} belongs at the top level of the body")
+
+    def render() -> str:
+        return engine.render_chat(
+            messages,
+            tools if mode != "none" and tools else None,
+            add_generation_prompt=generation_prompt,
+            continue_final_message=continuing,
+            **variables,
+        )
+
+    long = sum(len(m["content"]) for m in messages) > LONG_TEXT
+    text = await asyncio.to_thread(render) if long else render()
+    prompt = await state.encode(text, add_special_tokens=bool(body.add_special_tokens))
+
+    # a constraint holds from the first token, so there is no reasoning to take out
+    reasoning = parsers.reasoning if constraint is None else None
+    tool_parser = parsers.tools if mode == "auto" else None
+    tail = text.rstrip()
+    opened_by = next((m for m in reasoning.markers[:1] if tail.endswith(m)), "") if reasoning else ""
+    if any(p and p.name in parsers.show_special for p in (reasoning, tool_parser)):
+        body.skip_special_tokens = False
+    echo = ""
+    if body.echo and messages[-1]["role"] == options.response_role:
+        echo = messages[-1]["content"]
+    max_tokens = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    if body.max_completion_tokens is not None and body.max_completion_tokens < 1:
+        raise invalid("max_completion_tokens", f"max_completion_tokens={max_tokens} must be at least 1")
+    sampling = params.sampling_params(
+        body,
+        defaults=state.defaults,
+        vocab_size=engine.ready.vocab_size,
+        max_n=options.max_n,
+        max_tokens=max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        constraint=constraint,
     )
-    if body.stream:
-        return await stream_response(_events(outputs, body, chat_id, model, params))
-    output = await unless_gone(request, _last(outputs))
-    return Response(_completion(output, body, chat_id, model), media_type="application/json")
+    return Chat(
+        body=body,
+        model=model,
+        id=id,
+        params=sampling,
+        prompt=prompt,
+        opened_by=opened_by,
+        tools=tools,
+        mode=mode,
+        function=function,
+        reasoning=reasoning,
+        tool_parser=tool_parser,
+        echo=echo,
+    )
 
 
-def refuse_what_is_missing(body: ChatBody) -> None:
-    kind = (body.response_format or {}).get("type", "text")
-    if kind != "text":
-        raise RequestError(f"response_format {kind!r} is not there yet; only 'text' is", param="response_format")
-    if body.tool_choice not in (None, "auto", "none"):
-        raise RequestError("tool_choice other than auto and none is not there yet", param="tool_choice")
+def check_end(output: CompletionOutput, params_: SamplingParams) -> None:
+    """An answer that ended badly is no answer."""
+    if output.finish_reason == "error":
+        bad_request = params_.guided_decoding is not None
+        raise ApiError(
+            output.error or "the engine could not finish this request",
+            status=400 if bad_request else 500,
+            code="generation_failed",
+        )
+    if output.finish_reason == "abort":
+        raise RequestAbortedError("the request was aborted before it was done; the server may be stopping")
 
 
-def normalise(message: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """One message as chat templates expect it: text content, role system for developer."""
-    where = f"messages[{index}]"
-    role = message.get("role")
-    if role not in ("system", "developer", "user", "assistant", "tool"):
-        raise RequestError(f"{where}.role is {role!r}, not system, developer, user, assistant or tool", param="messages")
-    content = message.get("content")
-    if isinstance(content, list):
-        texts = []
-        for part in content:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind not in ("text", "input_text") or not isinstance(part.get("text"), str):
-                raise RequestError(f"{where} has a part of type {kind!r}; this model takes text alone", param="messages")
-            texts.append(part["text"])
-        content = "\n".join(texts)
-    elif not (isinstance(content, str) or (content is None and role == "assistant")):
-        raise RequestError(f"{where}.content must be text or a list of text parts", param="messages")
-    result = {**message, "role": "system" if role == "developer" else role, "content": content or ""}
-    calls = []
-    for call in message.get("tool_calls") or []:
-        function = dict(call.get("function") or {})
-        # templates print arguments as an object; clients send them as JSON text
-        if isinstance(function.get("arguments"), str):
-            try:
-                function["arguments"] = msgspec.json.decode(function["arguments"] or "{}")
-            except msgspec.DecodeError as error:
-                raise RequestError(f"{where}: a tool call's arguments are not JSON: {error}", param="messages") from error
-        calls.append({**call, "function": function})
-    if calls:
-        result["tool_calls"] = calls
+def _generate(state: ServerState, chat: Chat, output_kind: str) -> AsyncGenerator[RequestOutput, None]:
+    source: Any = state.engine.generate(
+        chat.prompt,
+        chat.params,
+        state.engine_id(chat.id),
+        priority=chat.body.priority or 0,
+        cache_salt=chat.body.cache_salt or "",
+        output_kind=output_kind,
+    )
+    return source  # type: ignore[no-any-return]
+
+
+async def complete(state: ServerState, chat: Chat) -> dict[str, Any]:
+    """The whole answer."""
+    source = _generate(state, chat, "final")
+    final: RequestOutput | None = None
+    try:
+        with state.working():
+            async for output in source:
+                final = output
+    finally:
+        await source.aclose()
+    if final is None:
+        raise RequestAbortedError("the engine gave no answer")
+    choices = []
+    for output in final.outputs:
+        check_end(output, chat.params)
+        choices.append(_choice(state, chat, output))
+    result: dict[str, Any] = {
+        "id": chat.id,
+        "object": "chat.completion",
+        "created": chat.created_s,
+        "model": chat.model,
+        "choices": choices,
+        "usage": usage(len(chat.prompt), sum(len(o.token_ids) for o in final.outputs), final.num_cached_tokens),
+    }
+    if chat.body.prompt_logprobs is not None:
+        result["prompt_logprobs"] = logprob_shapes.prompt(final.prompt_logprobs)
+    if chat.body.return_token_ids:
+        result["prompt_token_ids"] = chat.prompt
     return result
 
 
-async def _last(outputs: AsyncIterator[RequestOutput]) -> RequestOutput:
-    final = None
-    try:
-        async for output in outputs:
-            final = output
-    finally:
-        await outputs.aclose()  # type: ignore[attr-defined]
-    assert final is not None
-    return final
-
-
-def _completion(output: RequestOutput, body: ChatBody, chat_id: str, model: str) -> bytes:
-    role = "assistant"
-    choices = []
-    for answer in output.outputs:
-        if answer.finish_reason == "error":
-            raise RequestError(answer.error or "the request failed")
-        choice = ChatChoice(
-            index=answer.index, message=Message(role, answer.text), finish_reason=answer.finish_reason or "stop",
-            logprobs=chat_logprobs(answer.logprobs), stop_reason=answer.stop_reason,
+def _choice(state: ServerState, chat: Chat, output: CompletionOutput) -> dict[str, Any]:
+    answer = chat.answer()
+    delta, rest = answer.feed(output.text, output.token_ids), answer.finish()
+    content = chat.echo + delta.content + rest.content
+    reasoning = delta.reasoning + rest.reasoning
+    calls = dict(delta.calls)
+    for index, call in rest.calls.items():
+        if index in calls:
+            calls[index].arguments += call.arguments
+        else:
+            calls[index] = call
+    if calls and not content.strip():
+        content = ""
+    message: dict[str, Any] = {
+        "role": state.options.response_role,
+        "content": content if content or not calls else None,
+        "refusal": None,
+    }
+    if reasoning and chat.body.include_reasoning is not False:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments or "{}"}}
+            for c in calls.values()
+        ]
+    choice: dict[str, Any] = {
+        "index": output.index,
+        "message": message,
+        "logprobs": logprob_shapes.chat(
+            state, output.logprobs, chat.body.top_logprobs or 0, as_ids=bool(chat.body.return_tokens_as_token_ids)
         )
-        if body.return_token_ids:
-            choice.token_ids = answer.token_ids
-        choices.append(choice)
-    completion = ChatCompletion(
-        id=chat_id, created=int(time.time()), model=model, choices=choices, usage=usage_of([output])
-    )
-    if body.prompt_logprobs is not None:
-        completion.prompt_logprobs = prompt_logprobs(output.prompt_logprobs)
-    if body.return_token_ids:
-        completion.prompt_token_ids = output.prompt_token_ids
-    return msgspec.json.encode(completion)
+        if chat.body.logprobs
+        else None,
+        "finish_reason": chat.finish_reason(output.finish_reason, answer),
+        "stop_reason": output.stop_reason,
+    }
+    if chat.body.return_token_ids:
+        choice["token_ids"] = output.token_ids
+    return choice
 
 
-async def _events(
-    outputs: AsyncIterator[RequestOutput], body: ChatBody, chat_id: str, model: str, params: SamplingParams
-) -> AsyncIterator[bytes]:
-    created = int(time.time())
-    wants_usage, continuous = include_usage(body)
-    begun: set[int] = set()
-    num_prompt = num_output = num_cached = 0
+async def events(state: ServerState, chat: Chat) -> AsyncGenerator[bytes, None]:
+    """Server-sent events of one streamed chat. Each piece holds everything that is ready."""
+    body = chat.body
+    options = body.stream_options
+    include_usage = bool(options and options.include_usage)
+    continuous = bool(options and options.continuous_usage_stats)
+    head = encode({"id": chat.id, "object": "chat.completion.chunk", "created": chat.created_s, "model": chat.model})
+    head = b"data: " + head[:-1] + b',"choices":['
+    num_prompt, num_output, num_cached = len(chat.prompt), 0, 0
+    answers = [chat.answer() for _ in range(chat.params.n)]
+    open_answers = set(range(chat.params.n))
+    # a template has to see whether there is more to say than text, which is the common case
+    simple = answers[0].plain and not (body.logprobs or body.return_token_ids)
+    source = _generate(state, chat, "delta")
+    started = False
 
-    def usage() -> Usage:
-        details = {"cached_tokens": num_cached} if num_cached else None
-        return Usage(num_prompt, num_output, num_prompt + num_output, details)
+    def tail() -> bytes:
+        if continuous:
+            return b'],"usage":' + encode(usage(num_prompt, num_output, num_cached)) + b"}\n\n"
+        return b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+
+    def chunk(
+        index: int, delta: bytes, finish: bytes = b"null", logprobs: bytes = b"null", extra: bytes = b""
+    ) -> bytes:
+        return b"".join(
+            (
+                head,
+                b'{"index":%d,"delta":' % index,
+                delta,
+                b',"logprobs":',
+                logprobs,
+                b',"finish_reason":',
+                finish,
+                extra,
+                b"}",
+                tail(),
+            )
+        )
 
     try:
-        async for output in outputs:
-            num_prompt, num_cached = len(output.prompt_token_ids), output.num_cached_tokens
-            for answer in output.outputs:
-                num_output += len(answer.token_ids)
-                if answer.finish_reason == "error":
-                    raise RequestError(answer.error or "the request failed")
-                delta = Delta(content=answer.text if answer.text else None)
-                if answer.index not in begun:
-                    begun.add(answer.index)
-                    delta = Delta("assistant", answer.text)
-                elif not answer.text and answer.finish_reason is None and not answer.logprobs:
-                    continue  # half a character, or a stop string in the making
-                choice = ChunkChoice(
-                    index=answer.index, delta=delta, logprobs=chat_logprobs(answer.logprobs),
-                    finish_reason=answer.finish_reason,
-                )
-                if answer.finish_reason is not None:
-                    choice.stop_reason = answer.stop_reason
-                if body.return_token_ids:
-                    choice.token_ids = answer.token_ids
-                chunk = ChatChunk(id=chat_id, created=created, model=model, choices=[choice])
-                if wants_usage:
-                    chunk.usage = usage() if continuous else None
-                yield event(chunk)
-        if wants_usage:
-            yield event(ChatChunk(id=chat_id, created=created, model=model, choices=[], usage=usage()))
+        with state.working():
+            async for output in source:
+                pieces = []
+                num_cached = output.num_cached_tokens or num_cached
+                if not started:
+                    started = True
+                    first = {"role": state.options.response_role, "content": chat.echo}
+                    extra = b',"prompt_token_ids":' + encode(chat.prompt) if body.return_token_ids else b""
+                    pieces += [chunk(i, encode(first), extra=extra) for i in range(chat.params.n)]
+                for new in output.outputs:
+                    if new.index not in open_answers:
+                        continue
+                    num_output += len(new.token_ids)
+                    ended = new.finish_reason
+                    if ended is not None:
+                        check_end(new, chat.params)
+                        open_answers.discard(new.index)
+                    if simple:
+                        if new.text:
+                            pieces.append(chunk(new.index, b'{"content":' + encode(new.text) + b"}"))
+                    else:
+                        pieces += _rich(state, chat, answers[new.index], new, chunk)
+                    if ended is not None:
+                        reason = chat.finish_reason(ended, answers[new.index])
+                        stop = b',"stop_reason":' + encode(new.stop_reason)
+                        pieces.append(chunk(new.index, b"{}", encode(reason), extra=stop))
+                if pieces:
+                    yield b"".join(pieces)
+            if include_usage:
+                yield head + b'],"usage":' + encode(usage(num_prompt, num_output, num_cached)) + b"}\n\n"
+            yield DONE
+    except Exception as error:
+        if not started:
+            raise
+        yield error_event(error)
     finally:
-        await outputs.aclose()  # type: ignore[attr-defined]
+        await source.aclose()
+
+
+def _rich(state: ServerState, chat: Chat, answer: Answer, new: CompletionOutput, chunk: Any) -> list[bytes]:
+    """Chunks of a delta that goes through parsers, or carries log probabilities or token ids."""
+    body = chat.body
+    deltas = [answer.feed(new.text, new.token_ids)]
+    if new.finish_reason is not None:
+        deltas.append(answer.finish())
+    logprobs = b"null"
+    if body.logprobs and new.logprobs:
+        logprobs = encode(
+            logprob_shapes.chat(
+                state, new.logprobs, body.top_logprobs or 0, as_ids=bool(body.return_tokens_as_token_ids)
+            )
+        )
+    extra = b',"token_ids":' + encode(new.token_ids) if body.return_token_ids else b""
+    chunks = []
+    for delta in deltas:
+        if body.include_reasoning is False:
+            delta.reasoning = ""
+        if delta or logprobs != b"null" or (extra and new.token_ids):
+            chunks.append(chunk(new.index, encode(delta.encoded()), logprobs=logprobs, extra=extra))
+            logprobs, extra = b"null", b""
+    return chunks
+
+
+@post("/v1/chat/completions", status_code=200)
+async def chat_completions(request: HttpRequest) -> Response[Any]:
+    state: ServerState = request.app.state.server
+    state.check_open()
+    body, raw = await read_body(request, _decoder, state.options.body_timeout_s)
+    params.check_keys(raw, ChatCompletionRequest)
+    id = f"chatcmpl-{body.request_id or request_id(request)}"
+    chat = await understand(state, request.app.state.parsers, body, id)
+    if body.stream:
+        return await start(request, events(state, chat))
+    answer = await unless_gone(request, complete(state, chat))
+    return Response(encode(answer), media_type="application/json")

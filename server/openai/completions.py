@@ -1,184 +1,293 @@
-"""POST /v1/completions"""
+"""POST /v1/completions: text, token ids, or a list of either."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from litestar import Request, Response, post
-
-from core.errors import RequestError
+from core.errors import RequestAbortedError, RequestError
 from core.outputs import CompletionOutput, RequestOutput
 from core.sampling_params import SamplingParams
-from server.openai.body import parse_body, sampling_params
-from server.openai.logprobs import completion_logprobs, prompt_logprobs
-from server.openai.schema import Completion, CompletionBody, CompletionChoice
-from server.openai.usage import include_usage, usage_of
-from server.state import ServerState
-from server.streaming import event, stream_response, unless_gone
+from litestar import Response, post
 
-MAX_PROMPTS = 2048
+from server.errors import ApiError, encode, invalid
+from server.openai import logprobs as logprob_shapes
+from server.openai import params
+from server.openai.chat import check_end
+from server.openai.schema import CompletionRequest
+from server.openai.usage import usage
+from server.state import HttpRequest, ServerState, merge, read_body, request_id, unless_gone
+from server.streaming import DONE, error_event, start
+
+_decoder = msgspec.json.Decoder(CompletionRequest)
+_DEFAULT_MAX_TOKENS = 16
+
+
+@dataclass(slots=True)
+class Prompt:
+    token_ids: list[int]
+    text: str | None
+    """None: it came as token ids"""
+
+
+@dataclass(slots=True)
+class Completion:
+    """One request, understood."""
+
+    body: CompletionRequest
+    model: str
+    id: str
+    params: SamplingParams
+    prompts: list[Prompt]
+    echo_only: bool
+    """max_tokens 0 with echo: the prompt and its log probabilities, nothing new"""
+    created_s: int = field(default_factory=lambda: int(time.time()))
+
+
+async def understand(state: ServerState, body: CompletionRequest, id: str) -> Completion:
+    model = state.check_model(body.model)
+    params.refuse_completion(body)
+    vocab_size = state.engine.ready.vocab_size
+    prompts = [await _prompt(state, body, p, at, vocab_size) for p, at in _split(body.prompt)]
+    if len(prompts) > state.options.max_prompts:
+        raise invalid("prompt", f"{len(prompts)} prompts are more than max_prompts={state.options.max_prompts}")
+    echo_only = bool(body.echo) and body.max_tokens == 0
+    max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else 1 if echo_only else body.max_tokens
+    if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
+        body.prompt_logprobs = body.logprobs
+    sampling = params.sampling_params(
+        body,
+        defaults=state.defaults,
+        vocab_size=vocab_size,
+        max_n=state.options.max_n,
+        max_tokens=max_tokens,
+        logprobs=body.logprobs,
+        constraint=params.guided(body),
+    )
+    return Completion(body=body, model=model, id=id, params=sampling, prompts=prompts, echo_only=echo_only)
+
+
+def _split(prompt: Any) -> list[tuple[Any, str]]:
+    """The prompts of a body, each with its place."""
+    if isinstance(prompt, str):
+        return [(prompt, "prompt")]
+    kinds = {type(p) for p in prompt}
+    if not prompt:
+        raise invalid("prompt", "prompt is empty")
+    if len(kinds) > 1:
+        raise ApiError("prompt mixes text and token ids; send one kind", param="prompt", code="invalid_type")
+    if kinds == {int}:
+        return [(prompt, "prompt")]
+    return [(p, f"prompt[{i}]") for i, p in enumerate(prompt)]
+
+
+async def _prompt(state: ServerState, body: CompletionRequest, given: Any, at: str, vocab_size: int) -> Prompt:
+    if isinstance(given, str):
+        token_ids = await state.encode(given, add_special_tokens=body.add_special_tokens is not False)
+        if not token_ids:
+            raise invalid(at, f"{at} is empty")
+        return Prompt(token_ids, given)
+    if not given:
+        raise invalid(at, f"{at} is empty")
+    for i, token_id in enumerate(given):
+        if not 0 <= token_id < vocab_size:
+            raise invalid(at, f"{at}[{i}]={token_id} is not a token id; they go from 0 to {vocab_size - 1}")
+    return Prompt(given, None)
+
+
+def _sources(state: ServerState, c: Completion, output_kind: str) -> list[AsyncGenerator[RequestOutput, None]]:
+    body = c.body
+    sources: list[Any] = []
+    for i, prompt in enumerate(c.prompts):
+        id = c.id if len(c.prompts) == 1 else f"{c.id}-{i}"
+        sources.append(
+            state.engine.generate(
+                prompt.token_ids,
+                c.params,
+                state.engine_id(id),
+                priority=body.priority or 0,
+                cache_salt=body.cache_salt or "",
+                output_kind=output_kind,
+            )
+        )
+    return sources
+
+
+def _echoed(state: ServerState, prompt: Prompt) -> str:
+    return prompt.text if prompt.text is not None else state.decode(prompt.token_ids)
+
+
+def _logprobs(
+    state: ServerState,
+    c: Completion,
+    prompt: Prompt,
+    shape: logprob_shapes.TextLogprobs,
+    output: CompletionOutput,
+    final: RequestOutput,
+    *,
+    with_prompt: bool,
+    with_new: bool = True,
+) -> dict[str, Any] | None:
+    if c.body.logprobs is None:
+        return None
+    parts = []
+    if with_prompt and final.prompt_logprobs is not None:
+        first = prompt.token_ids[0]
+        parts += [shape.first(state.decode([first]), first), shape.take(final.prompt_logprobs[1:])]
+    if with_new:
+        parts.append(shape.take(output.logprobs or ()))
+    return logprob_shapes.joined(parts)
+
+
+async def complete(state: ServerState, c: Completion) -> dict[str, Any]:
+    body = c.body
+    finals: dict[int, RequestOutput] = {}
+    with state.working():
+        merged = merge(_sources(state, c, "final"))
+        try:
+            async for number, output in merged:
+                finals[number] = output
+        except RequestError as error:
+            raise _placed(error) from None
+        finally:
+            await merged.aclose()  # type: ignore[attr-defined]
+    choices: list[dict[str, Any]] = []
+    num_prompt = num_output = num_cached = 0
+    for number, prompt in enumerate(c.prompts):
+        final = finals.get(number)
+        if final is None:
+            raise RequestAbortedError("the engine gave no answer")
+        num_prompt += len(prompt.token_ids)
+        num_cached += final.num_cached_tokens
+        for output in final.outputs:
+            check_end(output, c.params)
+            new_text = "" if c.echo_only else output.text
+            num_output += 0 if c.echo_only else len(output.token_ids)
+            shape = logprob_shapes.TextLogprobs(body.logprobs or 0, as_ids=bool(body.return_tokens_as_token_ids))
+            choice: dict[str, Any] = {
+                "index": len(choices),
+                "text": (_echoed(state, prompt) if body.echo else "") + new_text,
+                "logprobs": _logprobs(
+                    state, c, prompt, shape, output, final, with_prompt=bool(body.echo), with_new=not c.echo_only
+                ),
+                "finish_reason": "length" if c.echo_only else output.finish_reason,
+                "stop_reason": output.stop_reason,
+            }
+            if body.prompt_logprobs is not None:
+                choice["prompt_logprobs"] = logprob_shapes.prompt(final.prompt_logprobs)
+            if body.return_token_ids:
+                choice |= {"prompt_token_ids": prompt.token_ids, "token_ids": output.token_ids}
+            choices.append(choice)
+    return {
+        "id": c.id,
+        "object": "text_completion",
+        "created": c.created_s,
+        "model": c.model,
+        "choices": choices,
+        "usage": usage(num_prompt, num_output, num_cached),
+    }
+
+
+def _placed(error: RequestError) -> RequestError:
+    if error.param is None or error.param == "prompt_token_ids":
+        error.param = "prompt"
+    return error
+
+
+async def events(state: ServerState, c: Completion) -> AsyncGenerator[bytes, None]:
+    """Server-sent events of one streamed completion. Choice i * n + j is answer j to prompt i."""
+    body, n = c.body, c.params.n
+    options = body.stream_options
+    include_usage = bool(options and options.include_usage)
+    continuous = bool(options and options.continuous_usage_stats)
+    head = encode({"id": c.id, "object": "text_completion", "created": c.created_s, "model": c.model})
+    head = b"data: " + head[:-1] + b',"choices":['
+    num_prompt, num_output, num_cached = sum(len(p.token_ids) for p in c.prompts), 0, 0
+    top, as_ids = body.logprobs or 0, bool(body.return_tokens_as_token_ids)
+    shapes = [logprob_shapes.TextLogprobs(top, as_ids=as_ids) for _ in range(n * len(c.prompts))]
+    fresh = [True] * len(shapes)
+    over = [False] * len(shapes)
+    merged: Any = merge(_sources(state, c, "delta"))
+    started = False
+
+    def tail() -> bytes:
+        if continuous:
+            return b'],"usage":' + encode(usage(num_prompt, num_output, num_cached)) + b"}\n\n"
+        return b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+
+    try:
+        with state.working():
+            async for number, output in merged:
+                prompt = c.prompts[number]
+                pieces = []
+                for new in output.outputs:
+                    at = number * n + new.index
+                    if over[at]:
+                        continue
+                    ended = new.finish_reason
+                    if ended is not None:
+                        check_end(new, c.params)
+                        over[at] = True
+                        ended = "length" if c.echo_only else ended
+                    if fresh[at]:
+                        num_cached += output.num_cached_tokens if new.index == 0 else 0
+                    echo = bool(body.echo) and fresh[at]
+                    first, fresh[at] = fresh[at], False
+                    text = "" if c.echo_only else new.text
+                    num_output += 0 if c.echo_only else len(new.token_ids)
+                    if echo:
+                        text = _echoed(state, prompt) + text
+                    logprobs = _logprobs(
+                        state, c, prompt, shapes[at], new, output, with_prompt=echo, with_new=not c.echo_only
+                    )
+                    extra = b""
+                    if body.return_token_ids:
+                        extra = b',"token_ids":' + encode(new.token_ids)
+                        if first:
+                            extra += b',"prompt_token_ids":' + encode(prompt.token_ids)
+                    if not (text or ended or extra or (logprobs and logprobs["tokens"])):
+                        continue
+                    pieces += [
+                        head,
+                        b'{"index":%d,"text":' % at,
+                        encode(text),
+                        b',"logprobs":',
+                        encode(logprobs),
+                        b',"finish_reason":',
+                        encode(ended),
+                        b',"stop_reason":',
+                        encode(new.stop_reason),
+                        extra,
+                        b"}",
+                        tail(),
+                    ]
+                if pieces:
+                    started = True
+                    yield b"".join(pieces)
+            if include_usage:
+                started = True
+                yield head + b'],"usage":' + encode(usage(num_prompt, num_output, num_cached)) + b"}\n\n"
+            started = True
+            yield DONE
+    except Exception as error:
+        if not started:
+            raise _placed(error) if isinstance(error, RequestError) else error from None
+        yield error_event(error)
+    finally:
+        await merged.aclose()
 
 
 @post("/v1/completions", status_code=200)
-async def completions(request: Request[Any, Any, Any], server: ServerState) -> Response[Any]:
-    body = parse_body(await request.body(), CompletionBody)
-    model = server.admit(body.model)
-    params = sampling_params(body, server.sampling_defaults)
-    prompts = as_prompts(body.prompt)
-    completion_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
-    kind = "delta" if body.stream else "final"
-    streams = [
-        server.engine.generate(
-            prompt, params, f"{completion_id}-{i}", priority=body.priority, cache_salt=body.cache_salt or "",
-            output_kind=kind, add_special_tokens=body.add_special_tokens is not False,
-        )
-        for i, prompt in enumerate(prompts)
-    ]
+async def completions(request: HttpRequest) -> Response[Any]:
+    state: ServerState = request.app.state.server
+    state.check_open()
+    body, raw = await read_body(request, _decoder, state.options.body_timeout_s)
+    params.check_keys(raw, CompletionRequest)
+    c = await understand(state, body, f"cmpl-{body.request_id or request_id(request)}")
     if body.stream:
-        return await stream_response(_events(streams, body, params, completion_id, model))
-    outputs = await unless_gone(request, _all(streams))
-    choices = []
-    for i, output in enumerate(outputs):
-        for answer in output.outputs:
-            choices.append(_choice(answer, output, body, i * params.n + answer.index, server, 0))
-    completion = Completion(
-        id=completion_id, created=int(time.time()), model=model, choices=choices, usage=usage_of(outputs)
-    )
-    return Response(msgspec.json.encode(completion), media_type="application/json")
-
-
-def as_prompts(prompt: str | list[str | int | list[int]]) -> list[Any]:
-    """One text, one list of token ids, or a list of texts or of lists of token ids."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise RequestError("prompt is empty; give text, token ids, or a list of either", param="prompt")
-    if len({type(p) for p in prompt}) > 1:
-        raise RequestError("prompt mixes text, token ids and lists; send one kind", param="prompt")
-    if isinstance(prompt[0], int):
-        return [prompt]
-    if len(prompt) > MAX_PROMPTS:
-        raise RequestError(f"{len(prompt)} prompts in one request; send at most {MAX_PROMPTS}", param="prompt")
-    return list(prompt)
-
-
-async def _all(streams: list[AsyncIterator[RequestOutput]]) -> list[RequestOutput]:
-    async def last(stream: AsyncIterator[RequestOutput]) -> RequestOutput:
-        final = None
-        try:
-            async for output in stream:
-                final = output
-        finally:
-            await stream.aclose()  # type: ignore[attr-defined]
-        assert final is not None
-        return final
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_unwrapped(last(s))) for s in streams]
-    results = [t.result() for t in tasks]
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-    return [r for r in results if not isinstance(r, Exception)]
-
-
-async def _unwrapped(work: Any) -> RequestOutput | Exception:
-    """One bad prompt must not cancel the others half-way with an ExceptionGroup."""
-    try:
-        return await work
-    except Exception as error:  # handed on by the caller
-        return error
-
-
-def _choice(
-    answer: CompletionOutput, output: RequestOutput, body: CompletionBody, index: int, server: ServerState, offset: int
-) -> CompletionChoice:
-    if answer.finish_reason == "error":
-        raise RequestError(answer.error or "the request failed")
-    text, positions = answer.text, answer.logprobs
-    if body.echo:
-        prompt = output.prompt
-        if prompt is None:
-            prompt = server.engine.tokenizer.decode(output.prompt_token_ids)
-        text = prompt + text
-        if positions is not None and output.prompt_logprobs is not None:
-            positions = [*[p for p in output.prompt_logprobs if p is not None], *positions]
-    choice = CompletionChoice(
-        index=index, text=text, finish_reason=answer.finish_reason, stop_reason=answer.stop_reason,
-        logprobs=completion_logprobs(positions, offset, body.logprobs or 0) if body.logprobs is not None else None,
-    )
-    if body.return_token_ids:
-        choice.token_ids = answer.token_ids
-    if body.prompt_logprobs is not None:
-        choice.prompt_logprobs = prompt_logprobs(output.prompt_logprobs)
-    return choice
-
-
-async def _events(
-    streams: list[AsyncIterator[RequestOutput]], body: CompletionBody, params: SamplingParams, completion_id: str,
-    model: str,
-) -> AsyncIterator[bytes]:
-    created = int(time.time())
-    wants_usage, continuous = include_usage(body)
-    totals: dict[int, RequestOutput] = {}
-    queue: asyncio.Queue[tuple[int, RequestOutput | Exception | None]] = asyncio.Queue()
-
-    async def pump(i: int, stream: AsyncIterator[RequestOutput]) -> None:
-        try:
-            async for output in stream:
-                await queue.put((i, output))
-            await queue.put((i, None))
-        except Exception as error:  # raised again by the one who reads the queue
-            await queue.put((i, error))
-        finally:
-            await stream.aclose()  # type: ignore[attr-defined]
-
-    tasks = [asyncio.create_task(pump(i, s)) for i, s in enumerate(streams)]
-    offsets: dict[int, int] = {}
-    echoed: set[int] = set()
-    try:
-        running = len(streams)
-        while running:
-            i, output = await queue.get()
-            if output is None:
-                running -= 1
-                continue
-            if isinstance(output, Exception):
-                raise output
-            for answer in output.outputs:
-                if answer.finish_reason == "error":
-                    raise RequestError(answer.error or "the request failed")
-                index = i * params.n + answer.index
-                text = answer.text
-                if body.echo and index not in echoed:
-                    echoed.add(index)
-                    text = (output.prompt or "") + text
-                total = totals.setdefault(i, RequestOutput(output.request_id, None, output.prompt_token_ids))
-                total.num_cached_tokens = output.num_cached_tokens
-                total.outputs.append(CompletionOutput(answer.index, token_ids=answer.token_ids))
-                if not text and answer.finish_reason is None and not answer.logprobs:
-                    continue
-                offset = offsets.get(index, 0)
-                offsets[index] = offset + len(text)
-                choice = CompletionChoice(
-                    index=index, text=text, finish_reason=answer.finish_reason, stop_reason=answer.stop_reason,
-                    logprobs=completion_logprobs(answer.logprobs, offset, body.logprobs or 0),
-                )
-                if body.return_token_ids:
-                    choice.token_ids = answer.token_ids
-                chunk = Completion(id=completion_id, created=created, model=model, choices=[choice])
-                if wants_usage:
-                    chunk.usage = usage_of(list(totals.values())) if continuous else None
-                yield event(chunk)
-        if wants_usage:
-            usage = usage_of(list(totals.values()))
-            yield event(Completion(id=completion_id, created=created, model=model, choices=[], usage=usage))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        return await start(request, events(state, c))
+    answer = await unless_gone(request, complete(state, c))
+    return Response(encode(answer), media_type="application/json")

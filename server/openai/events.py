@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import PluginError, nearest
 from core.interfaces.parser import Event, OutputParser, Reasoning, Text, ToolCallArguments, ToolCallBegin, ToolCallEnd
+
 from server.errors import ApiError
 
 if TYPE_CHECKING:
@@ -245,7 +246,8 @@ class RequiredCalls:
 
 def required_schema(tools: Sequence[Mapping[str, Any]], *, parallel: bool) -> dict[str, Any]:
     """JSON schema of one or more calls of these tools. Definitions move to the top, where references look for them."""
-    calls, definitions = [], {}
+    calls: list[dict[str, Any]] = []
+    definitions: dict[str, dict[str, Any]] = {}
     for tool in tools:
         function = tool["function"]
         parameters = dict(function.get("parameters") or {"type": "object"})

@@ -22,11 +22,17 @@ def _message(message: ChatMessage, where: str) -> dict[str, Any]:
     if message.role not in _ROLES:
         raise invalid(f"{where}.role", f"{where}.role={message.role!r} is not one of {', '.join(_ROLES)}")
     if message.audio is not None:
-        raise ApiError(f"{where}.audio is not supported: the models served here read text", param=f"{where}.audio",
-                       code="unsupported_parameter")
+        raise ApiError(
+            f"{where}.audio is not supported: the models served here read text",
+            param=f"{where}.audio",
+            code="unsupported_parameter",
+        )
     if message.function_call is not None:
-        raise ApiError(f"{where}.function_call is not supported: use tool_calls", param=f"{where}.function_call",
-                       code="unsupported_parameter")
+        raise ApiError(
+            f"{where}.function_call is not supported: use tool_calls",
+            param=f"{where}.function_call",
+            code="unsupported_parameter",
+        )
     out: dict[str, Any] = {
         "role": "system" if message.role == "developer" else message.role,
         "content": _content(message.content, f"{where}.content"),
@@ -67,7 +73,8 @@ def _content(content: str | list[str | dict[str, Any]] | None, where: str) -> st
             texts.append(text)
         elif kind in ("image_url", "input_image", "input_audio", "audio_url", "video_url", "file", "image_embeds"):
             raise ApiError(
-                f"{at}.type={kind!r} is not supported: the model served here reads text only", param=f"{at}.type",
+                f"{at}.type={kind!r} is not supported: the model served here reads text only",
+                param=f"{at}.type",
                 code="unsupported_parameter",
             )
         else:
@@ -78,8 +85,9 @@ def _content(content: str | list[str | dict[str, Any]] | None, where: str) -> st
 def _call(call: dict[str, Any], where: str) -> dict[str, Any]:
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise ApiError(f"{where}.function.name is required", param=f"{where}.function.name",
-                       code="missing_required_parameter")
+        raise ApiError(
+            f"{where}.function.name is required", param=f"{where}.function.name", code="missing_required_parameter"
+        )
     arguments = function.get("arguments") or "{}"
     if isinstance(arguments, str):
         # templates print arguments with tojson, so they want the object
@@ -94,11 +102,15 @@ def template_tools(tools: Sequence[Tool] | None) -> list[dict[str, Any]]:
     found = []
     for i, tool in enumerate(tools or ()):
         if tool.type != "function":
-            raise ApiError(f"tools[{i}].type={tool.type!r} is not supported; send 'function'",
-                           param=f"tools[{i}].type", code="unsupported_parameter")
+            raise ApiError(
+                f"tools[{i}].type={tool.type!r} is not supported; send 'function'",
+                param=f"tools[{i}].type",
+                code="unsupported_parameter",
+            )
         if tool.function is None:
-            raise ApiError(f"tools[{i}].function is required", param=f"tools[{i}].function",
-                           code="missing_required_parameter")
+            raise ApiError(
+                f"tools[{i}].function is required", param=f"tools[{i}].function", code="missing_required_parameter"
+            )
         function = tool.function
         if not function.name or len(function.name) > 256:
             raise invalid(f"tools[{i}].function.name", f"tools[{i}].function.name must have 1 to 256 characters")

@@ -1,33 +1,39 @@
-"""GET /v1/models"""
+"""GET /v1/models and /v1/models/{name}."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from litestar import Response, get
 
-from server.errors import ApiError
-from server.openai.schema import Model, ModelList
-from server.state import ServerState
+from server.errors import encode
+from server.state import HttpRequest, ServerState
 
 
-def _model(server: ServerState, name: str) -> Model:
-    return Model(
-        id=name, created=server.created, root=server.engine.config.model.model,
-        max_model_len=server.engine.ready.max_model_len,
-    )
+def _card(state: ServerState, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": state.created_s,
+        "owned_by": "backplane",
+        "root": state.engine.config.model.model,
+        "parent": None,
+        "max_model_len": state.engine.ready.max_model_len,
+    }
 
 
 @get("/v1/models")
-async def list_models(server: ServerState) -> Response[Any]:
-    models = ModelList(data=[_model(server, name) for name in server.names])
-    return Response(msgspec.json.encode(models), media_type="application/json")
+async def list_models(request: HttpRequest) -> Response[bytes]:
+    state: ServerState = request.app.state.server
+    data = [_card(state, name) for name in state.served_names]
+    return Response(encode({"object": "list", "data": data}), media_type="application/json")
 
 
 @get("/v1/models/{name:path}")
-async def get_model(server: ServerState, name: str) -> Response[Any]:
-    name = name.lstrip("/")
-    if name not in server.names:
-        raise ApiError(404, f"the model {name!r} is not served here; {', '.join(server.names)} is", code="model_not_found")
-    return Response(msgspec.json.encode(_model(server, name)), media_type="application/json")
+async def show_model(request: HttpRequest, name: str) -> Response[bytes]:
+    """Names may hold slashes, as Hugging Face's do; litestar gives a path with its leading one."""
+    state: ServerState = request.app.state.server
+    bare = str(name).removeprefix("/")
+    # a model that is served from a folder has a name that begins with a slash itself
+    known = state.check_model(f"/{bare}" if f"/{bare}" in state.served_names else bare)
+    return Response(encode(_card(state, known)), media_type="application/json")

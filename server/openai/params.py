@@ -8,16 +8,27 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-
 from core.errors import RequestError
 from core.sampling_params import MAX_LOGPROBS, GuidedDecodingParams, SamplingParams
+
 from server.errors import ApiError, from_decode_error, invalid, unsupported
 from server.openai.schema import ChatCompletionRequest, CompletionRequest, SamplingBody
 
 _CONSTRAINTS = re.compile(r"guided|structured|structural|response_?format|grammar|json_?schema|constraint", re.I)
 _keys_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_STRUCTURED = ("json", "json_object", "regex", "choice", "grammar", "structural_tag", "whitespace_pattern", "backend",
-               "disable_fallback", "disable_any_whitespace", "disable_additional_properties")
+_STRUCTURED = (
+    "json",
+    "json_object",
+    "regex",
+    "choice",
+    "grammar",
+    "structural_tag",
+    "whitespace_pattern",
+    "backend",
+    "disable_fallback",
+    "disable_any_whitespace",
+    "disable_additional_properties",
+)
 _GUIDED_KINDS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 
 
@@ -37,7 +48,8 @@ def check_keys(raw: bytes, body: type[SamplingBody]) -> None:
             near = near or difflib.get_close_matches(key, constraints, n=1, cutoff=0.0)
             raise ApiError(
                 f"{key} is not known and looks like a constraint on the output; did you mean {near[0]!r}?",
-                param=key, code="unknown_parameter",
+                param=key,
+                code="unknown_parameter",
             )
 
 
@@ -114,7 +126,8 @@ def guided(body: SamplingBody) -> GuidedDecodingParams | None:
                 near = difflib.get_close_matches(key, _STRUCTURED, n=1, cutoff=0.0)
                 raise ApiError(
                     f"structured_outputs.{key} is not known; did you mean {near[0]!r}?",
-                    param=f"structured_outputs.{key}", code="unknown_parameter",
+                    param=f"structured_outputs.{key}",
+                    code="unknown_parameter",
                 )
         for key in ("disable_any_whitespace", "disable_additional_properties"):
             if body.structured_outputs.get(key):
@@ -129,7 +142,8 @@ def guided(body: SamplingBody) -> GuidedDecodingParams | None:
     if len(found) > 1:
         raise invalid(list(found)[1], f"{' and '.join(found)} exclude each other; send one constraint")
     extras = {
-        k: v for k, v in (("backend", body.guided_decoding_backend), ("whitespace_pattern", body.guided_whitespace_pattern))
+        k: v
+        for k, v in (("backend", body.guided_decoding_backend), ("whitespace_pattern", body.guided_whitespace_pattern))
         if v is not None
     }
     if not found:
@@ -150,7 +164,9 @@ def guided(body: SamplingBody) -> GuidedDecodingParams | None:
 def _response_format(value: dict[str, Any]) -> dict[str, Any] | None:
     kind = value.get("type")
     if kind is None:
-        raise ApiError("response_format.type is required", param="response_format.type", code="missing_required_parameter")
+        raise ApiError(
+            "response_format.type is required", param="response_format.type", code="missing_required_parameter"
+        )
     if kind == "text":
         return None
     if kind == "json_object":
@@ -161,7 +177,8 @@ def _response_format(value: dict[str, Any]) -> dict[str, Any] | None:
         if not isinstance(schema, dict | bool):
             raise ApiError(
                 "response_format.json_schema.schema is required, a JSON schema",
-                param="response_format.json_schema.schema", code="missing_required_parameter",
+                param="response_format.json_schema.schema",
+                code="missing_required_parameter",
             )
         return {"json": schema}
     if kind == "structural_tag":
@@ -211,9 +228,23 @@ def sampling_params(
         raise invalid("prompt_logprobs", "prompt_logprobs is not available when stream is true")
     options: dict[str, Any] = dict(defaults)
     for name in (
-        "n", "best_of", "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
-        "repetition_penalty", "seed", "ignore_eos", "min_tokens", "include_stop_str_in_output", "skip_special_tokens",
-        "spaces_between_special_tokens", "prompt_logprobs", "use_beam_search",
+        "n",
+        "best_of",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+        "seed",
+        "ignore_eos",
+        "min_tokens",
+        "include_stop_str_in_output",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "prompt_logprobs",
+        "use_beam_search",
     ):
         value = getattr(body, name)
         if value is not None:

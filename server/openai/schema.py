@@ -1,207 +1,164 @@
-"""Bodies of requests and responses, as OpenAI's reference has them, with vLLM's extra fields."""
+"""Bodies of the OpenAI-compatible routes, as msgspec structs. Types only; meaning is in params.py.
+
+Every parameter that OpenAI documents is a field, and so is every extra of vLLM's: a field is either supported or
+refused by name. Keys that are no field are ignored, as OpenAI does, unless they look like a constraint.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 
+class StreamOptions(msgspec.Struct, kw_only=True):
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class FunctionDefinition(msgspec.Struct, kw_only=True, omit_defaults=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct, kw_only=True):
+    type: str = "function"
+    function: FunctionDefinition | None = None
+
+
+class ChatMessage(msgspec.Struct, kw_only=True):
+    role: str
+    content: str | list[str | dict[str, Any]] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    function_call: dict[str, Any] | None = None
+    audio: dict[str, Any] | None = None
+
+
 class SamplingBody(msgspec.Struct, kw_only=True):
-    """What both kinds of completion have in common."""
+    """What chat and text completions share."""
 
     model: str | None = None
-    n: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stream: bool | None = None
-    stream_options: dict[str, Any] | None = None
     logit_bias: dict[str, float] | None = None
-    max_tokens: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
     user: str | None = None
-    # vLLM's
+    # vLLM's extras, at the top level of the body
     best_of: int | None = None
+    use_beam_search: bool | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    ignore_eos: bool = False
-    min_tokens: int = 0
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
     stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
-    include_stop_str_in_output: bool = False
-    skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
     prompt_logprobs: int | None = None
-    priority: int = 0
-    cache_salt: str | None = None
-    return_token_ids: bool = False
+    echo: bool | None = None
     add_special_tokens: bool | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: str | bool | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    guided_json_object: bool | None = None
+    guided_decoding_backend: str | None = None
+    guided_whitespace_pattern: str | None = None
+    structural_tag: str | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
     request_id: str | None = None
-    use_beam_search: bool = False
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    logits_processors: list[Any] | None = None
+    kv_transfer_params: dict[str, Any] | None = None
+    vllm_xargs: dict[str, Any] | None = None
 
 
-class ChatBody(SamplingBody, kw_only=True):
-    messages: list[dict[str, Any]]
+class CompletionRequest(SamplingBody, kw_only=True):
+    """POST /v1/completions"""
+
+    prompt: str | list[str | int | list[int]] | None = None
+    logprobs: int | None = None
+    suffix: str | None = None
+    prompt_embeds: str | list[str] | None = None
+
+
+class ChatCompletionRequest(SamplingBody, kw_only=True):
+    """POST /v1/chat/completions"""
+
+    messages: list[ChatMessage]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    response_format: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: list[Tool] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    metadata: dict[str, Any] | None = None
-    store: bool | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: str | dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    web_search_options: dict[str, Any] | None = None
     service_tier: str | None = None
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    # vLLM's
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    include_reasoning: bool | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /tokenize: `prompt`, or `messages` rendered by the chat template"""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    tools: list[Tool] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class CompletionBody(SamplingBody, kw_only=True):
-    prompt: str | list[str | int | list[int]]
-    echo: bool = False
-    logprobs: int | None = None
-    suffix: str | None = None
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    """POST /detokenize"""
 
-
-REFUSED = {
-    "suffix": "filling in the middle is not there yet",
-    "audio": "audio is not there yet",
-    "modalities": "only text is there yet; leave modalities out",
-    "prediction": "predicted outputs are not there yet",
-    "web_search_options": "this server does not search the web",
-    "functions": "functions are OpenAI's older spelling; use tools",
-    "function_call": "function_call is OpenAI's older spelling; use tool_choice",
-    "reasoning_effort": "reasoning effort is not there yet",
-    "verbosity": "verbosity is not there yet",
-    "logits_processors": "logits processors are not there yet; use logit_bias",
-    "truncate_prompt_tokens": "cut the prompt yourself: the engine drops none of it",
-}
-"""Documented parameters that are refused by name rather than ignored: name -> way out."""
-
-GUIDED = {
-    "guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding_backend",
-    "guided_whitespace_pattern", "structured_outputs", "response_format",
-}
-
-
-class Usage(msgspec.Struct, omit_defaults=True):
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: dict[str, int] | None = None
-
-
-class TopLogprob(msgspec.Struct):
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class TokenLogprobs(msgspec.Struct):
-    token: str
-    logprob: float
-    bytes: list[int]
-    top_logprobs: list[TopLogprob]
-
-
-class ChatLogprobs(msgspec.Struct):
-    content: list[TokenLogprobs]
-    refusal: None = None
-
-
-class Message(msgspec.Struct):
-    role: str
-    content: str | None
-    refusal: None = None
-
-
-class ChatChoice(msgspec.Struct, kw_only=True):
-    index: int
-    message: Message
-    finish_reason: str
-    logprobs: ChatLogprobs | None = None
-    stop_reason: int | str | None = None
-    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
-
-
-class ChatCompletion(msgspec.Struct, kw_only=True):
-    id: str
-    object: Literal["chat.completion"] = "chat.completion"
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: Usage
-    system_fingerprint: str | None = None
-    service_tier: str | None = None
-    prompt_logprobs: Any = msgspec.UNSET
-    prompt_token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
-
-
-class Delta(msgspec.Struct, omit_defaults=True):
-    role: str | None = None
-    content: str | None = None
-
-
-class ChunkChoice(msgspec.Struct, kw_only=True):
-    index: int
-    delta: Delta
-    logprobs: ChatLogprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None | msgspec.UnsetType = msgspec.UNSET
-    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
-
-
-class ChatChunk(msgspec.Struct, kw_only=True):
-    id: str
-    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
-    created: int
-    model: str
-    choices: list[ChunkChoice]
-    usage: Usage | None | msgspec.UnsetType = msgspec.UNSET
-    system_fingerprint: str | None = None
-
-
-class CompletionLogprobs(msgspec.Struct):
-    text_offset: list[int]
-    token_logprobs: list[float | None]
-    tokens: list[str]
-    top_logprobs: list[dict[str, float] | None] | None
-
-
-class CompletionChoice(msgspec.Struct, kw_only=True):
-    index: int
-    text: str
-    logprobs: CompletionLogprobs | None = None
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    token_ids: list[int] | msgspec.UnsetType = msgspec.UNSET
-    prompt_logprobs: Any = msgspec.UNSET
-
-
-class Completion(msgspec.Struct, kw_only=True):
-    id: str
-    object: Literal["text_completion"] = "text_completion"
-    created: int
-    model: str
-    choices: list[CompletionChoice]
-    usage: Usage | None | msgspec.UnsetType = msgspec.UNSET
-    system_fingerprint: str | None = None
-
-
-class Model(msgspec.Struct, kw_only=True):
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "backplane"
-    root: str
-    max_model_len: int
-
-
-class ModelList(msgspec.Struct, kw_only=True):
-    object: Literal["list"] = "list"
-    data: list[Model]
+    model: str | None = None
+    tokens: list[int]
+    skip_special_tokens: bool | None = None

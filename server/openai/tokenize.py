@@ -28,16 +28,20 @@ async def tokenize(request: HttpRequest) -> Response[bytes]:
     if body.messages is not None:
         continuing = bool(body.continue_final_message)
         text = state.engine.render_chat(
-            template_messages(body.messages), template_tools(body.tools) or None,
+            template_messages(body.messages),
+            template_tools(body.tools) or None,
             add_generation_prompt=not continuing if body.add_generation_prompt is None else body.add_generation_prompt,
-            continue_final_message=continuing, **(body.chat_template_kwargs or {}),
+            continue_final_message=continuing,
+            **(body.chat_template_kwargs or {}),
         )
         special = bool(body.add_special_tokens)
     else:
         text, special = body.prompt or "", body.add_special_tokens is not False
     tokens = await state.encode(text, add_special_tokens=special)
     answer: dict[str, Any] = {
-        "count": len(tokens), "max_model_len": state.engine.ready.max_model_len, "tokens": tokens,
+        "count": len(tokens),
+        "max_model_len": state.engine.ready.max_model_len,
+        "tokens": tokens,
         "token_strs": [state.decode([t]) for t in tokens] if body.return_token_strs else None,
     }
     return Response(encode(answer), media_type="application/json")

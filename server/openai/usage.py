@@ -1,22 +1,14 @@
-"""Token counts of responses."""
+"""Token counts, as OpenAI reports them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from core.outputs import RequestOutput
-from server.openai.schema import SamplingBody, Usage
+from typing import Any
 
 
-def usage_of(outputs: Sequence[RequestOutput]) -> Usage:
-    prompt = sum(len(o.prompt_token_ids) for o in outputs)
-    made = sum(len(c.token_ids) for o in outputs for c in o.outputs)
-    cached = sum(o.num_cached_tokens for o in outputs)
-    return Usage(prompt, made, prompt + made, {"cached_tokens": cached} if cached else None)
-
-
-def include_usage(body: SamplingBody) -> tuple[bool, bool]:
-    """(a last chunk with usage, usage on every chunk) of stream_options."""
-    options = body.stream_options or {}
-    continuous = bool(options.get("continuous_usage_stats"))
-    return bool(options.get("include_usage")) or continuous, continuous
+def usage(num_prompt_tokens: int, num_output_tokens: int, num_cached_tokens: int = 0) -> dict[str, Any]:
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_output_tokens,
+        "total_tokens": num_prompt_tokens + num_output_tokens,
+        "prompt_tokens_details": {"cached_tokens": num_cached_tokens},
+    }

@@ -64,12 +64,13 @@ def make(rng: Random) -> Sample:
     want: list[str] = []
     roll = rng.random()
     about = ""
+    a_animal = f"{'an' if animal[0] in 'aeiou' else 'a'} {animal}"
     if roll < 0.3:
-        about, want = f" about a {animal}", [f" {animal} "]
+        about, want = f" about {a_animal}", [f" {animal} "]
     elif roll < 0.55:
-        about, want = f" about a {animal} named {name}", [f" {animal} named {name}"]
+        about, want = f" about {a_animal} named {name}", [f" {animal} named {name}"]
     elif roll < 0.75:
-        about, want = f" about a {animal} and a {item}", [f" {animal} ", f" {item} "]
+        about, want = f" about {a_animal} and a {item}", [f" {animal} ", f" {item} "]
     elif roll < 0.9:
         about, want = f" about {name} the {animal} and a {item}", [f" {animal} named {name}", f" {item} "]
     text = story(rng, animal, name, item, long)

@@ -1,0 +1,202 @@
+"""Guided decoding by llguidance: every kind of constraint, compiled in milliseconds, masks in threads.
+
+LLMatcher never raises: after everything that may fail its is_error() is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from core.errors import RequestError
+from core.interfaces.guided import UnsupportedConstraintError, Vocabulary
+from core.sampling_params import GuidedDecodingParams
+from plugins.guided.constraint import read_schema, subschemas
+from plugins.guided.structural_tag import structural_tag_grammar
+
+UNSUPPORTED_KEYWORDS = frozenset(
+    (
+        "$dynamicRef", "$recursiveRef", "contains", "dependencies", "dependentRequired", "dependentSchemas", "else",
+        "if", "maxContains", "minContains", "not", "propertyNames", "then", "unevaluatedItems",
+        "unevaluatedProperties", "uniqueItems",
+    )
+)
+MAX_LEXER_STATES = 50_000
+"""1 to 2 KB each, for every sequence: some 100 MB at the worst."""
+_CAPABILITIES = ("oneOf constraints are not supported", "Unimplemented keys", "Unknown format", "not supported yet")
+
+
+class LLGuidanceBackend:
+    name = "llguidance"
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        import llguidance
+
+        self._library: Any = llguidance
+        self._tokenizer = _tokenizer(llguidance, vocabulary)
+        self._limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+        self._executor = llguidance.LLExecutor(max(1, min(8, len(os.sched_getaffinity(0)))))
+        self._specials = {
+            text: token
+            for text, token in _added_tokens(vocabulary).items() if self._tokenizer.is_special_token(token)
+        }
+
+    def unsupported(self, constraint: GuidedDecodingParams) -> list[str]:
+        if constraint.json is None:
+            return []
+        found = {k for s in subschemas(read_schema(constraint)) for k in s.keys() & UNSUPPORTED_KEYWORDS}
+        # false and the like say nothing
+        if "uniqueItems" in found and not any(s.get("uniqueItems") for s in subschemas(read_schema(constraint))):
+            found.discard("uniqueItems")
+        return sorted(found)
+
+    def compile(self, constraint: GuidedDecodingParams) -> LLGrammar:
+        source = self._source(constraint)
+        matcher = self._library.LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
+        if not matcher.is_error():
+            # warms what every copy then shares, and meets the limits before the request is admitted
+            matcher.compute_bitmask()
+        if matcher.is_error():
+            raise self._refusal(constraint, matcher.get_error())
+        return LLGrammar(matcher, len(source))
+
+    def fill_many(self, matchers: Sequence[tuple[LLMatcher, int]], bits: np.ndarray) -> None:
+        self._executor.unsafe_compute_mask_ptr(
+            [(m.inner, row) for m, row in matchers], bits.ctypes.data, bits.shape[1] * 4, bits.shape[0]
+        )
+
+    def _source(self, constraint: GuidedDecodingParams) -> str:
+        matcher = self._library.LLMatcher
+        try:
+            if constraint.json is not None or constraint.json_object:
+                schema = _without(read_schema(constraint), "uniqueItems")
+                options = {}
+                if constraint.whitespace_pattern is not None:
+                    options = {"whitespace_flexible": True, "whitespace_pattern": constraint.whitespace_pattern}
+                return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=options or None))
+            if constraint.regex is not None:
+                return str(matcher.grammar_from_regex(constraint.regex))
+            if constraint.choice is not None:
+                # one lexeme, far cheaper than as many alternatives in the grammar
+                return str(matcher.grammar_from_regex("|".join(_escape(c) for c in dict.fromkeys(constraint.choice))))
+            if constraint.grammar is not None:
+                return str(self._library.grammar_from("grammar", constraint.grammar))
+            return structural_tag_grammar(constraint.structural_tag, self._specials)
+        except RequestError:
+            raise
+        except (ValueError, TypeError) as error:
+            raise self._refusal(constraint, str(error)) from None
+
+    def _refusal(self, constraint: GuidedDecodingParams, message: str) -> RequestError:
+        kind = next(
+            k for k in ("json", "json_object", "regex", "choice", "grammar", "structural_tag") if getattr(constraint, k)
+            not in (None, False)
+        )
+        message = message.split("\n<state>")[0].strip()
+        message = message if len(message) <= 500 else f"{message[:400]} ... {message[-80:]}"
+        text = f"the guided-decoding {kind} is not accepted: {message}"
+        if any(c in message for c in _CAPABILITIES):
+            return UnsupportedConstraintError(text, param=f"guided_{kind}")
+        return RequestError(text, param=f"guided_{kind}")
+
+
+class LLGrammar:
+    def __init__(self, matcher: Any, num_source_bytes: int) -> None:
+        self._matcher = matcher
+        self.num_bytes = (64 << 10) + 20 * num_source_bytes
+
+    def matcher(self) -> LLMatcher:
+        return LLMatcher(self._matcher.deep_copy())
+
+
+class LLMatcher:
+    def __init__(self, inner: Any) -> None:
+        """inner: llguidance.LLMatcher."""
+        self.inner = inner
+
+    def fill(self, bitmask_row: np.ndarray) -> None:
+        self.inner.unsafe_compute_mask_ptr(bitmask_row.ctypes.data, bitmask_row.nbytes)
+
+    def accept(self, token_id: int) -> bool:
+        return bool(self.inner.try_consume_tokens([token_id]) == 1)
+
+    def rollback(self, num_tokens: int) -> None:
+        self.inner.rollback(num_tokens)
+
+    def forced(self) -> list[int]:
+        return list(self.inner.compute_ff_tokens())
+
+    def finished(self) -> bool:
+        return bool(self.inner.is_stopped() and not self.inner.is_error())
+
+    def error(self) -> str | None:
+        if not self.inner.is_error():
+            return None
+        return str(self.inner.get_error()).split("\n")[0][:300] or "unknown"
+
+
+class _Bytes:
+    """A vocabulary of bytes as llguidance wants to see a tokenizer."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        padding = max(0, vocabulary.size - len(vocabulary.tokens))
+        self.tokens = [*vocabulary.tokens, *[b""] * padding][: vocabulary.size]
+        self.eos_token_id = vocabulary.eos_token_ids[0]
+        self.bos_token_id = None
+        self.special_token_ids = [i for i, t in enumerate(self.tokens) if not t]
+        self._by_bytes = {t: i for i, t in enumerate(self.tokens) if t}
+        self._longest = max(map(len, self._by_bytes), default=1)
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        # greedy: only llguidance's own tests of canonical tokens ask for it
+        data = text.encode() if isinstance(text, str) else text
+        ids, at = [], 0
+        while at < len(data):
+            for length in range(min(self._longest, len(data) - at), 0, -1):
+                if (token := self._by_bytes.get(data[at : at + length])) is not None:
+                    ids.append(token)
+                    at += length
+                    break
+            else:
+                at += 1
+        return ids
+
+
+def _tokenizer(library: Any, vocabulary: Vocabulary) -> Any:
+    eos = list(vocabulary.eos_token_ids)
+    if vocabulary.tokenizer_file is not None:
+        try:
+            found = library.LLTokenizer(vocabulary.tokenizer_file, n_vocab=vocabulary.size, eos_token=eos)
+            if found.vocab_size == vocabulary.size:
+                return found
+        except Exception:  # a pre-tokenizer that it does not know raises ValueError or a panic; the bytes will do
+            pass
+    from llguidance._tokenizer import TokenizerWrapper
+
+    return library.LLTokenizer(TokenizerWrapper(_Bytes(vocabulary)), n_vocab=vocabulary.size, eos_token=eos)
+
+
+def _added_tokens(vocabulary: Vocabulary) -> dict[str, int]:
+    if vocabulary.tokenizer_file is None:
+        return {}
+    with open(vocabulary.tokenizer_file, encoding="utf-8") as file:
+        return {t["content"]: t["id"] for t in json.load(file).get("added_tokens", ())}
+
+
+def _escape(text: str) -> str:
+    return re.sub(r"[\\.+*?()|\[\]{}^$#&~/-]", lambda m: "\\" + m[0], text)
+
+
+def _without(schema: Any, keyword: str) -> Any:
+    """The schema without a keyword that is false wherever it stands (`unsupported` has seen to that)."""
+    if not any(keyword in s for s in subschemas(schema)):
+        return schema
+    schema = json.loads(json.dumps(schema))
+    for node in subschemas(schema):
+        node.pop(keyword, None)  # type: ignore[attr-defined]
+    return schema
