@@ -74,7 +74,10 @@ def main() -> None:
             if loop.has_work:
                 loop.step()
     except Exception as error:
-        traceback.print_exc()
+        from core.errors import BackplaneError
+
+        if not isinstance(error, BackplaneError):  # ours say all there is to say
+            traceback.print_exc()
         send(EngineFailed(error=str(error) or type(error).__name__, kind=type(error).__name__))
     finally:
         if loop is not None:

@@ -39,6 +39,7 @@ class LLGuidanceBackend:
 
         self._library: Any = llguidance
         self._tokenizer = _tokenizer(llguidance, vocabulary)
+        self._eos = frozenset(vocabulary.eos_token_ids)
         self._limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
         self._executor = llguidance.LLExecutor(max(1, min(8, len(os.sched_getaffinity(0)))))
         self._specials = {
@@ -63,7 +64,7 @@ class LLGuidanceBackend:
             matcher.compute_bitmask()
         if matcher.is_error():
             raise self._refusal(constraint, matcher.get_error())
-        return LLGrammar(matcher, len(source))
+        return LLGrammar(matcher, self._eos, len(source))
 
     def fill_many(self, matchers: Sequence[tuple[LLMatcher, int]], bits: np.ndarray) -> None:
         self._executor.unsafe_compute_mask_ptr(
@@ -106,33 +107,41 @@ class LLGuidanceBackend:
 
 
 class LLGrammar:
-    def __init__(self, matcher: Any, num_source_bytes: int) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: Any, eos: frozenset[int], num_source_bytes: int) -> None:
+        self._matcher, self._eos = matcher, eos
         self.num_bytes = (64 << 10) + 20 * num_source_bytes
 
     def matcher(self) -> LLMatcher:
-        return LLMatcher(self._matcher.deep_copy())
+        return LLMatcher(self._matcher.deep_copy(), self._eos)
 
 
 class LLMatcher:
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, eos: frozenset[int]) -> None:
         """inner: llguidance.LLMatcher."""
-        self.inner = inner
+        self.inner, self._eos, self._ended = inner, eos, False
 
     def fill(self, bitmask_row: np.ndarray) -> None:
         self.inner.unsafe_compute_mask_ptr(bitmask_row.ctypes.data, bitmask_row.nbytes)
 
     def accept(self, token_id: int) -> bool:
-        return bool(self.inner.try_consume_tokens([token_id]) == 1)
+        if token_id in self._eos:
+            # kept here: the library's rollback counts an EOS in some states and not in others
+            self._ended = bool(self.inner.is_accepting())
+            return self._ended
+        return bool(not self._ended and self.inner.try_consume_tokens([token_id]) == 1)
 
     def rollback(self, num_tokens: int) -> None:
-        self.inner.rollback(num_tokens)
+        if num_tokens and self._ended:
+            self._ended = False
+            num_tokens -= 1
+        if num_tokens:
+            self.inner.rollback(num_tokens)
 
     def forced(self) -> list[int]:
         return list(self.inner.compute_ff_tokens())
 
     def finished(self) -> bool:
-        return bool(self.inner.is_stopped() and not self.inner.is_error())
+        return self._ended or bool(self.inner.is_stopped() and not self.inner.is_error())
 
     def error(self) -> str | None:
         if not self.inner.is_error():
