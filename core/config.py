@@ -97,9 +97,7 @@ class CacheConfig:
             0 < self.gpu_memory_utilization <= 1,
             f"gpu_memory_utilization={self.gpu_memory_utilization} must be above 0 and at most 1",
         )
-        _require(
-            self.num_blocks is None or self.num_blocks > 0, f"num_blocks={self.num_blocks} must be positive"
-        )
+        _require(self.num_blocks is None or self.num_blocks > 0, f"num_blocks={self.num_blocks} must be positive")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,10 +259,15 @@ def section_options(section: str, cls: type) -> dict[str, Option]:
             kind = int
         elif hints[f.name] is float or text == "float | None":
             kind = float
-        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc]
+        default = f.default if f.default is not dataclasses.MISSING else f.default_factory()  # type: ignore[misc, operator]
         options[f.name] = Option(
-            name=f.name, section=section, type=kind, default=default, help=docs[f.name],
-            choices=tuple(choices), multiple=text.startswith("tuple"),
+            name=f.name,
+            section=section,
+            type=kind,
+            default=default,
+            help=docs[f.name],
+            choices=tuple(choices),
+            multiple=text.startswith("tuple"),
         )
     return options
 

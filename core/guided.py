@@ -129,7 +129,10 @@ class GuidedManager:
             return
         if len(source) > MAX_CONSTRAINT_BYTES:
             self._failed.append(
-                (handle, f"the guided-decoding constraint has {len(source)} bytes; at most {MAX_CONSTRAINT_BYTES} are read")
+                (
+                    handle,
+                    f"the guided-decoding constraint has {len(source)} bytes; at most {MAX_CONSTRAINT_BYTES} are read",
+                )
             )
             return
         key = hashlib.blake2b(source, digest_size=20).digest()

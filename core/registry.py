@@ -125,7 +125,9 @@ class Registry:
             )
         if not found:
             names = self.names(kind)
-            message = f"{kind} {name!r} is not registered ({', '.join(sorted(names)) or 'none is'}){nearest(name, names)}"
+            message = (
+                f"{kind} {name!r} is not registered ({', '.join(sorted(names)) or 'none is'}){nearest(name, names)}"
+            )
             if self.broken:
                 message += "; these plugins could not be loaded: " + "; ".join(
                     f"{b.plugin} of {b.distribution} ({b.error})" for b in self.broken
@@ -189,5 +191,3 @@ def _parse_choice(text: str) -> tuple[tuple[str, str], str]:
 
 def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-
-

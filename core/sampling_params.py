@@ -106,7 +106,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         self._check(self.min_tokens >= 0, "min_tokens", "0 or positive")
         self._check(
             self.max_tokens is None or self.min_tokens <= self.max_tokens,
-            "min_tokens", f"at most max_tokens ({self.max_tokens})",
+            "min_tokens",
+            f"at most max_tokens ({self.max_tokens})",
         )
         self._check(len(stop) <= MAX_STOP, "stop", f"at most {MAX_STOP} strings")
         self._check(all(isinstance(s, str) and s for s in stop), "stop", "strings that are not empty")
@@ -120,7 +121,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             self._check(len(self.logit_bias) <= MAX_LOGIT_BIAS, "logit_bias", f"at most {MAX_LOGIT_BIAS} tokens")
             self._check(
                 all(not math.isnan(b) and abs(b) <= 100 for b in self.logit_bias.values()),
-                "logit_bias", "biases from -100 to 100",
+                "logit_bias",
+                "biases from -100 to 100",
             )
         self._check(all(self.bad_words), "bad_words", "strings that are not empty")
         self._check(not self.use_beam_search, "use_beam_search", "false: beam search is not there yet; use best_of")

@@ -11,9 +11,10 @@ import re
 from typing import Any
 
 import msgspec
-from core.errors import BackplaneError, EngineDeadError, QueueFullError, RequestAbortedError, RequestError
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
+
+from core.errors import BackplaneError, EngineDeadError, QueueFullError, RequestAbortedError, RequestError
 
 log = logging.getLogger("backplane.server")
 

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+
 from core.config import EngineConfig
 from core.engine.async_engine import AsyncEngine
 from core.errors import ConfigError
-
 from server import logs
 from server.app import create_app
 from server.config import ServerConfig

@@ -10,13 +10,14 @@ from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 
-from core.messages import EngineStats, Finished
-from core.outputs import RequestOutput
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from core.messages import EngineStats, Finished
+from core.outputs import RequestOutput
 
 PREFIXES = ("backplane", "vllm")
 CONTENT_TYPE = CONTENT_TYPE_LATEST

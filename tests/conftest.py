@@ -28,27 +28,47 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"class": "Llama", "num_attention_heads": 8, "num_key_value_heads": 2},
     "llama3-scaling": {
-        "class": "Llama", "num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True,
+        "class": "Llama",
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
         "rope_parameters": {
-            "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
             "original_max_position_embeddings": 32,
         },
     },
     "llama-bias": {
-        "class": "Llama", "num_attention_heads": 4, "num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True,
+        "class": "Llama",
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "attention_bias": True,
+        "mlp_bias": True,
         "rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0},
     },
     "llama-yarn": {
-        "class": "Llama", "num_attention_heads": 4, "num_key_value_heads": 2,
+        "class": "Llama",
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
         "rope_parameters": {
-            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64,
+            "rope_type": "yarn",
+            "rope_theta": 10000.0,
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
         },
     },
     "mistral-window": {"class": "Mistral", "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 24},
     "qwen2": {"class": "Qwen2", "num_attention_heads": 4, "num_key_value_heads": 2},
     "qwen2-window": {
-        "class": "Qwen2", "num_attention_heads": 4, "num_key_value_heads": 2, "use_sliding_window": True,
-        "sliding_window": 20, "max_window_layers": 1,
+        "class": "Qwen2",
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "use_sliding_window": True,
+        "sliding_window": 20,
+        "max_window_layers": 1,
     },
     "qwen3": {"class": "Qwen3", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
 }
@@ -68,8 +88,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
             family = shape.pop("class")
             torch.manual_seed(7)
             config = getattr(transformers, f"{family}Config")(
-                vocab_size=384, hidden_size=64, intermediate_size=96, num_hidden_layers=2, max_position_embeddings=256,
-                bos_token_id=None, eos_token_id=0, pad_token_id=None, initializer_range=0.2, **shape,
+                vocab_size=384,
+                hidden_size=64,
+                intermediate_size=96,
+                num_hidden_layers=2,
+                max_position_embeddings=256,
+                bos_token_id=None,
+                eos_token_id=0,
+                pad_token_id=None,
+                initializer_range=0.2,
+                **shape,
             )
             model = getattr(transformers, f"{family}ForCausalLM")(config)
             for parameter_name, parameter in model.named_parameters():

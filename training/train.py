@@ -1,6 +1,6 @@
 """Makes the demo model and its draft from nothing: text, tokenizer, weights, measurement, Hugging Face files.
 
-    python training/train.py --out DIR [--minutes 2.5] [--device cuda]
+python training/train.py --out DIR [--minutes 2.5] [--device cuda]
 """
 
 from __future__ import annotations
@@ -32,18 +32,43 @@ VOCAB = 4096
 LENGTH = 768
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MARKS = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<tools>", "</tools>"]
-CHAT = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 4}
-DRAFT = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+CHAT = {
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+DRAFT = {
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 ANSWER = re.compile(r"(?<=<\|im_start\|>assistant\n).*?<\|im_end\|>", re.S)
 TRAIN_SEED, TEST_SEED = 1, 987_654_321
 
 
 def config_of(size: dict[str, int]) -> dict[str, Any]:
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCAB, **size,
-        "head_dim": size["hidden_size"] // size["num_attention_heads"], "hidden_act": "silu", "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False,
-        "bos_token_id": None, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.02, "torch_dtype": "bfloat16",
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": VOCAB,
+        **size,
+        "head_dim": size["hidden_size"] // size["num_attention_heads"],
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": None,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "initializer_range": 0.02,
+        "torch_dtype": "bfloat16",
     }
 
 
@@ -74,7 +99,10 @@ def train_tokenizer(texts: list[str]) -> Any:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB - len(MARKS), special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False,
+        vocab_size=VOCAB - len(MARKS),
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens([AddedToken(m, normalized=False) for m in MARKS])
@@ -107,6 +135,7 @@ def pack(tokenizer: Any, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # ---- the model, with the names of the checkpoint's tensors
+
 
 class Norm(nn.Module):
     def __init__(self, size: int) -> None:
@@ -179,7 +208,11 @@ class Llama(nn.Module):
         self.model = Decoder(c)
         for name, p in self.named_parameters():
             if p.dim() > 1:
-                scale = 0.02 / math.sqrt(2 * c["num_hidden_layers"]) if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+                scale = (
+                    0.02 / math.sqrt(2 * c["num_hidden_layers"])
+                    if name.endswith(("o_proj.weight", "down_proj.weight"))
+                    else 0.02
+                )
                 nn.init.normal_(p, 0, scale)
         dim = c["head_dim"]
         self.inverse = 1.0 / c["rope_theta"] ** (torch.arange(0, dim, 2).float() / dim)
@@ -200,7 +233,10 @@ def train(c: dict[str, Any], rows: torch.Tensor, mass: torch.Tensor, minutes: fl
     decay = [p for p in model.parameters() if p.dim() > 1]
     plain = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}], lr=1.0, betas=(0.9, 0.95), fused=device == "cuda"
+        [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
+        lr=1.0,
+        betas=(0.9, 0.95),
+        fused=device == "cuda",
     )
     rows, mass = rows.to(device), mass.to(device)
     peak = 3e-3 if c["hidden_size"] > 200 else 5e-3
@@ -218,7 +254,9 @@ def train(c: dict[str, Any], rows: torch.Tensor, mass: torch.Tensor, minutes: fl
         index = torch.randint(len(rows), (batch,), generator=generator).to(device)
         ids, weight = rows[index].long(), mass[index][:, 1:].float()
         # now and then a row begins further on, so that late positions are known too
-        offset = (torch.rand(batch, 1, generator=generator) < 0.3) * torch.randint(0, 2048 - LENGTH, (batch, 1), generator=generator)
+        offset = (torch.rand(batch, 1, generator=generator) < 0.3) * torch.randint(
+            0, 2048 - LENGTH, (batch, 1), generator=generator
+        )
         positions = torch.arange(LENGTH, device=device)[None].float() + offset.to(device)
         with torch.autocast(device, torch.bfloat16):
             logits = run(ids[:, :-1], positions[:, :-1])
@@ -236,6 +274,7 @@ def train(c: dict[str, Any], rows: torch.Tensor, mass: torch.Tensor, minutes: fl
 
 
 # ---- measuring and writing
+
 
 @torch.inference_mode()
 def measure(model: Llama, tokenizer: Any, device: str, count: int) -> dict[str, float]:
@@ -271,7 +310,11 @@ def measure(model: Llama, tokenizer: Any, device: str, count: int) -> dict[str, 
         right = [is_right(t, tokenizer.decode(a)) for t, a in zip(tests, answers, strict=True)]
         shares[kind] = sum(right) / len(right)
         wrong = next(((t, a) for t, a, r in zip(tests, answers, right, strict=True) if not r), None)
-        print(f"{kind}: {shares[kind]:.3f}", "" if wrong is None else repr((wrong[0].messages[-2:], tokenizer.decode(wrong[1]))), flush=True)
+        print(
+            f"{kind}: {shares[kind]:.3f}",
+            "" if wrong is None else repr((wrong[0].messages[-2:], tokenizer.decode(wrong[1]))),
+            flush=True,
+        )
     return shares
 
 
@@ -293,7 +336,9 @@ Vocabulary: {vocab} byte-level BPE tokens, digits one by one. Context: 2048 toke
 """
 
 
-def export(model: Llama, c: dict[str, Any], tokenizer: Any, shares: dict[str, float], folder: Path, title: str, tests: int) -> None:
+def export(
+    model: Llama, c: dict[str, Any], tokenizer: Any, shares: dict[str, float], folder: Path, title: str, tests: int
+) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -303,22 +348,36 @@ def export(model: Llama, c: dict[str, Any], tokenizer: Any, shares: dict[str, fl
     tokenizer.save(str(folder / "tokenizer.json"))
     template = (HERE / "chat_template.jinja").read_text()
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 2048, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-        "bos_token": None, "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 2048,
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "bos_token": None,
+        "clean_up_tokenization_spaces": False,
     }
     generation = {"eos_token_id": [2, 0], "pad_token_id": 0, "do_sample": True, "temperature": 0.3, "top_p": 0.9}
     (folder / "chat_template.jinja").write_text(template)
-    for name, value in (("config.json", c), ("tokenizer_config.json", settings), ("generation_config.json", generation)):
+    for name, value in (
+        ("config.json", c),
+        ("tokenizer_config.json", settings),
+        ("generation_config.json", generation),
+    ):
         (folder / name).write_text(json.dumps(value, indent=1) + "\n")
     rows = "\n".join(f"| {k.replace('_', ' ')} | {v:.1%} |" for k, v in shares.items())
-    (folder / "README.md").write_text(CARD.format(title=title, count=count, tests=tests, rows=rows, vocab=VOCAB, length=LENGTH))
-    print(f"{title}: {count:.2f} M parameters, {(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB", flush=True)
+    (folder / "README.md").write_text(
+        CARD.format(title=title, count=count, tests=tests, rows=rows, vocab=VOCAB, length=LENGTH)
+    )
+    print(
+        f"{title}: {count:.2f} M parameters, {(folder / 'model.safetensors').stat().st_size / 1e6:.1f} MB", flush=True
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=2.5, help="of training, for the chat model; the draft takes a third")
+    parser.add_argument(
+        "--minutes", type=float, default=2.5, help="of training, for the chat model; the draft takes a third"
+    )
     parser.add_argument("--dialogs", type=int, default=800_000)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--tests", type=int, default=400, help="held-out prompts of each kind")
@@ -332,9 +391,13 @@ def main() -> None:
         texts = [t for part in pool.imap(make_texts, jobs) for t in part]
     tokenizer = train_tokenizer(texts[:60_000])
     rows, mass = pack(tokenizer, texts)
-    print(f"{len(texts)} dialogs, {rows.numel() / 1e6:.0f} M tokens in rows, {time.perf_counter() - begun:.0f} s", flush=True)
+    print(
+        f"{len(texts)} dialogs, {rows.numel() / 1e6:.0f} M tokens in rows, {time.perf_counter() - begun:.0f} s",
+        flush=True,
+    )
     for name, size, title, minutes in (
-        ("chat", CHAT, "Backplane demo model", args.minutes), ("draft", DRAFT, "Backplane demo draft model", args.minutes / 3)
+        ("chat", CHAT, "Backplane demo model", args.minutes),
+        ("draft", DRAFT, "Backplane demo draft model", args.minutes / 3),
     ):
         c = config_of(size)
         model = train(c, rows, mass, minutes, args.device, args.batch)

@@ -76,7 +76,11 @@ class AsyncEngine:
             socket.set_hwm(0)
             socket.bind(address)
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "core.engine.process", stdin=asyncio.subprocess.PIPE, env=_environment(),
+            sys.executable,
+            "-m",
+            "core.engine.process",
+            stdin=asyncio.subprocess.PIPE,
+            env=_environment(),
         )
         options = {k: v for k, v in self.config.options().items() if v is not None}
         setup = msgspec.msgpack.encode({"options": options, "inbox": addresses[0], "outbox": addresses[1]})
@@ -144,8 +148,15 @@ class AsyncEngine:
     # ---- requests
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, request_id: str | None = None, *, priority: int = 0,
-        cache_salt: str = "", output_kind: OutputKind = "cumulative", add_special_tokens: bool = True,
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        output_kind: OutputKind = "cumulative",
+        add_special_tokens: bool = True,
     ) -> AsyncIterator[RequestOutput]:
         """Outputs as they come. Raises RequestError before the first one if the request is wrong.
 

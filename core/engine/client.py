@@ -18,7 +18,9 @@ from core.text.tokenizer import Tokenizer
 class ClientSide:
     def __init__(self, config: EngineConfig, ready: EngineReady) -> None:
         model = config.model
-        self.tokenizer = None if model.skip_tokenizer_init else Tokenizer.from_folder(model.tokenizer or ready.model_path)
+        self.tokenizer = (
+            None if model.skip_tokenizer_init else Tokenizer.from_folder(model.tokenizer or ready.model_path)
+        )
         self.inputs = InputProcessor(ready, self.tokenizer, model.seed)
         self.outputs = OutputProcessor(self.tokenizer)
         self.chat_template = self._load_template(model.chat_template)
@@ -42,6 +44,7 @@ class ClientSide:
             raise RequestError("messages is empty; give at least one message", param="messages")
         if self.chat_template is None:
             raise RequestError(
-                "the model has no chat template; use completions, or start the engine with --chat-template", param="messages"
+                "the model has no chat template; use completions, or start the engine with --chat-template",
+                param="messages",
             )
         return self.chat_template.render(messages, tools, **options)

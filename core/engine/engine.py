@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, overload
+from typing import Any
 
 from core.config import EngineConfig
 from core.engine.client import ClientSide
@@ -41,15 +41,15 @@ class Engine:
     def tokenizer(self) -> Any:
         return self._client.tokenizer
 
-    @overload
-    def generate(self, prompts: str | dict[str, Any], params: Params = None, **options: Any) -> list[RequestOutput]: ...
-
-    @overload
-    def generate(self, prompts: Sequence[Any], params: Params = None, **options: Any) -> list[RequestOutput]: ...
-
     def generate(
-        self, prompts: Any, params: Params = None, *, use_tqdm: bool = True, stream: bool = False,
-        priority: int = 0, sampling_params: Params = None,
+        self,
+        prompts: Any,
+        params: Params = None,
+        *,
+        use_tqdm: bool = True,
+        stream: bool = False,
+        priority: int = 0,
+        sampling_params: Params = None,
     ) -> Any:
         """One prompt (text, token ids or a dict) or a list of them -> outputs in the same order.
 
@@ -93,8 +93,14 @@ class Engine:
                 self._drop(group)
 
     def chat(
-        self, messages: Sequence[Any], params: Params = None, *, tools: Sequence[Mapping[str, Any]] | None = None,
-        use_tqdm: bool = True, stream: bool = False, **template_options: Any,
+        self,
+        messages: Sequence[Any],
+        params: Params = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        use_tqdm: bool = True,
+        stream: bool = False,
+        **template_options: Any,
     ) -> Any:
         """One conversation (a list of messages) or a list of conversations."""
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
@@ -134,14 +140,18 @@ class Engine:
             raise RequestError(f"{count} prompts came with {len(params)} sampling params; give one, or one each")
         return list(params)
 
-    def _add_all(self, prompts: list[Prompt], params: list[SamplingParams], kind: OutputKind, priority: int) -> list[Group]:
+    def _add_all(
+        self, prompts: list[Prompt], params: list[SamplingParams], kind: OutputKind, priority: int
+    ) -> list[Group]:
         if self._closed:
             raise EngineDeadError("the engine was shut down")
         made = []
         for prompt, wish in zip(prompts, params, strict=True):
             text, ids = self._client.inputs.split(prompt)
             stream = kind != "final" or bool(wish.stop)
-            made.append((text, ids, self._client.inputs.make(ids, wish, None, priority=priority, cache_salt="", stream=stream)))
+            made.append(
+                (text, ids, self._client.inputs.make(ids, wish, None, priority=priority, cache_salt="", stream=stream))
+            )
         groups = []
         for text, ids, request in made:
             groups.append(self._client.outputs.add(request, text, ids, kind, lambda: None))

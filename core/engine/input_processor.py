@@ -35,7 +35,7 @@ class InputProcessor:
                 return (None if text is None else str(text)), self._checked(prompt["prompt_token_ids"])
             if "prompt" not in prompt:
                 raise RequestError("a prompt given as a dict needs 'prompt' or 'prompt_token_ids'", param="prompt")
-            prompt = prompt["prompt"]
+            prompt = str(prompt["prompt"])
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise RequestError(
@@ -44,19 +44,23 @@ class InputProcessor:
             return prompt, self.tokenizer.encode(prompt, add_special_tokens)
         if not isinstance(prompt, Sequence):
             raise RequestError(f"a prompt is text or token ids, not {type(prompt).__name__}", param="prompt")
-        return None, self._checked(prompt)
+        return None, self._checked(prompt)  # type: ignore[arg-type]  # text was dealt with above
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         vocab = self.ready.vocab_size
         for token in ids:
             if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab:
-                raise RequestError(
-                    f"token id {token!r} is not one of the model's (0 to {vocab - 1})", param="prompt"
-                )
+                raise RequestError(f"token id {token!r} is not one of the model's (0 to {vocab - 1})", param="prompt")
         return list(ids)
 
     def make(
-        self, prompt_ids: list[int], params: SamplingParams, request_id: str | None, *, priority: int, cache_salt: str,
+        self,
+        prompt_ids: list[int],
+        params: SamplingParams,
+        request_id: str | None,
+        *,
+        priority: int,
+        cache_salt: str,
         stream: bool,
     ) -> AddRequest:
         """Check against the model. The engine gets what it needs and nothing else."""
@@ -66,7 +70,8 @@ class InputProcessor:
         if len(prompt_ids) >= length:
             raise RequestError(
                 f"the prompt has {len(prompt_ids)} tokens, and the model takes {length} with at least one for the "
-                "answer; shorten the prompt or raise max_model_len", param="prompt",
+                "answer; shorten the prompt or raise max_model_len",
+                param="prompt",
             )
         if params.guided_decoding is not None:
             raise RequestError("guided decoding is not there yet in this version", param="guided_decoding")

@@ -40,7 +40,9 @@ STATS_INTERVAL_S = 0.1
 class EngineLoop:
     """`send` gets every message for the client; it is called from the thread that calls `handle` and `step`."""
 
-    def __init__(self, config: EngineConfig, send: Callable[[FromEngine], None], registry: Registry | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, send: Callable[[FromEngine], None], registry: Registry | None = None
+    ) -> None:
         self._send = send
         registry = registry or load_registry(config.plugins)
         name = "in_process" if config.device.executor == "auto" else config.device.executor
@@ -70,7 +72,9 @@ class EngineLoop:
             timeline=self.executor.timeline,
             memory=self.executor.memory,
             model_path=self.executor.model_path,
-            plugins=[f"{e.kind}:{e.name} ({e.distribution} {e.version})" for e in registry.entries if e.state == "selected"],
+            plugins=[
+                f"{e.kind}:{e.name} ({e.distribution} {e.version})" for e in registry.entries if e.state == "selected"
+            ],
         )
 
     @property
@@ -99,17 +103,29 @@ class EngineLoop:
         parent: Request | None = None
         for handle, seed in zip(message.handles, message.seeds, strict=True):
             request = Request(
-                handle=handle, request_id=message.request_id, prompt_token_ids=prompt, params=params,
-                arrival_time_s=message.arrival_time_s, max_total_tokens=total,
-                stop_token_ids=eos | frozenset(params.stop_token_ids), eos_token_ids=eos, priority=message.priority,
-                seed=seed, stream=message.stream, cache_salt=message.cache_salt, parent=parent,
+                handle=handle,
+                request_id=message.request_id,
+                prompt_token_ids=prompt,
+                params=params,
+                arrival_time_s=message.arrival_time_s,
+                max_total_tokens=total,
+                stop_token_ids=eos | frozenset(params.stop_token_ids),
+                eos_token_ids=eos,
+                priority=message.priority,
+                seed=seed,
+                stream=message.stream,
+                cache_salt=message.cache_salt,
+                parent=parent,
                 bad_words_ids=message.bad_words_ids,
             )
             try:
                 self.scheduler.add(request)
             except RequestError as error:
                 finished = Finished(
-                    handle=handle, reason="error", error=str(error), param=error.param,
+                    handle=handle,
+                    reason="error",
+                    error=str(error),
+                    param=error.param,
                     stop_reason=type(error).__name__,
                 )
                 self._send(StepOutput(finished=[finished]))
@@ -161,7 +177,9 @@ class EngineLoop:
         self._emit(update, logprobs, prompt_logprobs)
 
     def _emit(
-        self, update: StepUpdate, logprobs: dict[int, list[Logprobs]],
+        self,
+        update: StepUpdate,
+        logprobs: dict[int, list[Logprobs]],
         prompt_logprobs: dict[int, list[Logprobs | None]],
     ) -> None:
         now = time.monotonic()

@@ -81,7 +81,11 @@ class OutputProcessor:
         self._sequences: dict[int, tuple[Group, Sequence]] = {}
 
     def add(
-        self, request: AddRequest, prompt: str | None, prompt_ids: list[int], kind: OutputKind,
+        self,
+        request: AddRequest,
+        prompt: str | None,
+        prompt_ids: list[int],
+        kind: OutputKind,
         notify: Callable[[], None],
     ) -> Group:
         if request.request_id in self.groups:
@@ -91,7 +95,10 @@ class OutputProcessor:
         if request.stream and self.tokenizer is not None and params.detokenize:
             for s in sequences:
                 s.detokenizer = Detokenizer(
-                    self.tokenizer, tuple(params.stop or ()), params.include_stop_str_in_output, params.skip_special_tokens
+                    self.tokenizer,
+                    tuple(params.stop or ()),
+                    params.include_stop_str_in_output,
+                    params.skip_special_tokens,
                 )
         group = Group(request, prompt, prompt_ids, kind, sequences, notify)
         if params.prompt_logprobs is not None:
@@ -109,9 +116,9 @@ class OutputProcessor:
             if found := self._sequences.get(handle):
                 found[1].logprobs.extend(positions)
         for handle, prompt_positions in step.prompt_logprobs.items():
-            if (found := self._sequences.get(handle)) and found[0].prompt_logprobs is not None:
-                if found[1].index == 0:
-                    found[0].prompt_logprobs.extend(prompt_positions)
+            found = self._sequences.get(handle)
+            if found and found[1].index == 0 and found[0].prompt_logprobs is not None:
+                found[0].prompt_logprobs.extend(prompt_positions)
         handles = np.frombuffer(step.handles, np.int64).tolist()
         tokens = np.frombuffer(step.token_ids, np.int32).tolist()
         for handle, token in zip(handles, tokens, strict=True):
@@ -255,15 +262,24 @@ class OutputProcessor:
         metrics = RequestMetrics(arrival_time_s=group.request.arrival_time_s)
         if first is not None:
             metrics = RequestMetrics(
-                first.arrival_time_s, first.first_scheduled_time_s, first.first_token_time_s,
-                first.finish_time_s or time.monotonic(), sum(f.num_preemptions for f in group.finished),
+                first.arrival_time_s,
+                first.first_scheduled_time_s,
+                first.first_token_time_s,
+                first.finish_time_s or time.monotonic(),
+                sum(f.num_preemptions for f in group.finished),
             )
         prompt_logprobs = None
         if group.prompt_logprobs is not None:
             prompt_logprobs = [self._candidates(p) if p else None for p in group.prompt_logprobs]
         return RequestOutput(
-            group.request.request_id, group.prompt, group.prompt_ids, outputs, group.done,
-            first.num_cached_tokens if first else 0, prompt_logprobs, metrics,
+            group.request.request_id,
+            group.prompt,
+            group.prompt_ids,
+            outputs,
+            group.done,
+            first.num_cached_tokens if first else 0,
+            prompt_logprobs,
+            metrics,
         )
 
 

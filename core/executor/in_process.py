@@ -85,9 +85,7 @@ class InProcessExecutor:
         self.config = dataclasses.replace(
             config,
             model=dataclasses.replace(config.model, max_model_len=self.max_model_len),
-            scheduler=dataclasses.replace(
-                config.scheduler, max_num_batched_tokens=budget, async_scheduling=overlap
-            ),
+            scheduler=dataclasses.replace(config.scheduler, max_num_batched_tokens=budget, async_scheduling=overlap),
         )
 
     def launch(self, plan: StepPlan) -> None:
@@ -164,6 +162,7 @@ class InProcessExecutor:
             return None
         if wanted != "auto":
             return registry.get("quantization", wanted)(stored or {})
+        assert stored is not None
         for name in registry.names("quantization"):
             method = registry.get("quantization", name)
             if method.matches(stored):

@@ -23,7 +23,11 @@ class Sampler:
         self.token_ids = token_ids
 
     def __call__(
-        self, logits: torch.Tensor, rows: np.ndarray, rows_device: torch.Tensor, positions: np.ndarray,
+        self,
+        logits: torch.Tensor,
+        rows: np.ndarray,
+        rows_device: torch.Tensor,
+        positions: np.ndarray,
         masks: Bitmasks | None,
     ) -> torch.Tensor:
         """Choose one token a row.

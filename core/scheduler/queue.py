@@ -31,7 +31,9 @@ class WaitingQueue:
         self._push(request, self._front)
 
     def _push(self, request: Request, order: int) -> None:
-        heapq.heappush(self._heap, (request.priority if self._by_priority else 0, float(order), request.handle, request))
+        heapq.heappush(
+            self._heap, (request.priority if self._by_priority else 0, float(order), request.handle, request)
+        )
         self._size += 1
 
     def peek(self) -> Request | None:

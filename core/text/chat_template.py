@@ -54,8 +54,11 @@ class ChatTemplate:
             )
         try:
             text = self._template.render(
-                messages=list(messages), tools=list(tools) if tools else None,
-                add_generation_prompt=add_generation_prompt, **self._special, **variables,
+                messages=list(messages),
+                tools=list(tools) if tools else None,
+                add_generation_prompt=add_generation_prompt,
+                **self._special,
+                **variables,
             )
         except Exception as error:  # a template runs arbitrary expressions on the user's messages
             raise RequestError(f"the chat template refused these messages: {error}", param="messages") from error

@@ -105,9 +105,7 @@ class LlamaModel(nn.Module):
             int(config["vocab_size"]), int(config["hidden_size"]), context.dtype, context.device
         )
         self.layers = nn.ModuleList(layer_class(context, i, window) for i, window in enumerate(windows))
-        self.norm = RMSNorm(
-            int(config["hidden_size"]), float(config["rms_norm_eps"]), context.dtype, context.device
-        )
+        self.norm = RMSNorm(int(config["hidden_size"]), float(config["rms_norm_eps"]), context.dtype, context.device)
 
 
 class LlamaForCausalLM(nn.Module):
@@ -128,8 +126,7 @@ class LlamaForCausalLM(nn.Module):
         super().__init__()
         config = context.config
         self.model = LlamaModel(context, self.layer_class, self.windows(config))
-        specs = [layer.self_attn.spec for layer in self.model.layers]
-        self.cache_spec: list[AttentionSpec] = specs  # type: ignore[assignment]
+        self.cache_spec: list[AttentionSpec] = [layer.self_attn.spec for layer in self.model.layers]  # type: ignore
         self.rotary = Rotary(config, self.cache_spec[0].head_dim, context.max_model_len, context.device)
         self.lm_head = Linear(context, "lm_head", int(config["hidden_size"]), [int(config["vocab_size"])])
         if config.get("tie_word_embeddings", False):
@@ -146,9 +143,10 @@ class LlamaForCausalLM(nn.Module):
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         hidden = self.model.embed_tokens(batch.input_ids)
         rotation = self.rotary.at(batch.positions, hidden.dtype)
-        residual = None
+        residual: torch.Tensor | None = None
         for layer in self.model.layers:
             hidden, residual = layer(hidden, residual, rotation, batch)
+        assert residual is not None
         return self.model.norm.add(hidden, residual)[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

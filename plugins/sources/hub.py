@@ -36,7 +36,9 @@ class HubSource:
                 )
             )
         except errors.GatedRepoError as error:
-            raise ModelError(f"{where} is gated: ask for access on its page, then pass hf_token or set HF_TOKEN") from error
+            raise ModelError(
+                f"{where} is gated: ask for access on its page, then pass hf_token or set HF_TOKEN"
+            ) from error
         except errors.RevisionNotFoundError as error:
             raise ModelError(f"{where} does not exist; leave revision unset for the main branch") from error
         except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
@@ -50,5 +52,7 @@ class HubSource:
             ) from error
         except OSError as error:
             if error.errno == errno.ENOSPC:
-                raise ModelError(f"the disk is full while downloading {where}; free some space or set download_dir") from error
+                raise ModelError(
+                    f"the disk is full while downloading {where}; free some space or set download_dir"
+                ) from error
             raise ModelError(f"{where} could not be downloaded: {error}; try again, or give a folder") from error

@@ -93,7 +93,10 @@ def _remote(values: dict[str, Any]) -> Any:
 
     def answer(messages: list[dict[str, str]]) -> Iterator[str]:
         body = {
-            "messages": messages, "stream": True, "temperature": values["temperature"], "max_tokens": values["max_tokens"],
+            "messages": messages,
+            "stream": True,
+            "temperature": values["temperature"],
+            "max_tokens": values["max_tokens"],
         }
         if values["model"] != "demo":
             body["model"] = values["model"]

@@ -41,5 +41,7 @@ def doctor(run: bool) -> None:
         with Engine() as engine:
             for name, choice in engine.ready.choices.items():
                 click.echo(f"{name:<13} {choice}")
-            (output,) = engine.chat([{"role": "user", "content": "Hello!"}], SamplingParams(temperature=0, max_tokens=32))
+            (output,) = engine.chat(
+                [{"role": "user", "content": "Hello!"}], SamplingParams(temperature=0, max_tokens=32)
+            )
             click.echo(f"answer        {output.outputs[0].text}")

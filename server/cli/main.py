@@ -14,7 +14,11 @@ from server.cli.options import EngineCommand, with_engine_options, with_server_o
 class _Lazy(click.Group):
     """Commands whose modules are imported when they are called."""
 
-    LAZY = {"bench": "server.cli.bench:bench", "plugins": "server.cli.plugins:plugins", "doctor": "server.cli.doctor:doctor"}
+    LAZY = {
+        "bench": "server.cli.bench:bench",
+        "plugins": "server.cli.plugins:plugins",
+        "doctor": "server.cli.doctor:doctor",
+    }
     HELP = {
         "bench": "Measure: latency, throughput, serve.",
         "plugins": "What is installed: list, check.",
@@ -83,7 +87,9 @@ def serve(model: str | None, model_option: str | None, **values: Any) -> None:
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 takes the likeliest token.")
 @click.option("--raw", is_flag=True, help="Complete the text as it is, without the chat template.")
 @with_engine_options
-def generate(prompts: tuple[str, ...], model: str, max_tokens: int, temperature: float, raw: bool, **values: Any) -> None:
+def generate(
+    prompts: tuple[str, ...], model: str, max_tokens: int, temperature: float, raw: bool, **values: Any
+) -> None:
     """Answer PROMPTS, one output each, without a server."""
     from core import Engine, SamplingParams
     from core.config import option_owners

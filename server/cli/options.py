@@ -26,7 +26,12 @@ class EngineCommand(click.Command):
         return super().parse_args(ctx, self.normalise(args))
 
     def normalise(self, args: list[str]) -> list[str]:
-        known = {o.removeprefix("--"): p for p in self.params if isinstance(p, click.Option) for o in (*p.opts, *p.secondary_opts)}
+        known = {
+            o.removeprefix("--"): p
+            for p in self.params
+            if isinstance(p, click.Option)
+            for o in (*p.opts, *p.secondary_opts)
+        }
         result: list[str] = []
         i = 0
         while i < len(args):
@@ -41,24 +46,17 @@ class EngineCommand(click.Command):
             name = spelled.replace("_", "-")
             name = aliases.ALIASES.get(name, name)
 
-            def following() -> str | None:
-                nonlocal i, equals, value
-                if equals:
-                    equals = ""
-                    return value
-                if i < len(args) and not args[i].startswith("--"):
-                    i += 1
-                    return args[i - 1]
-                return None
-
             if name in aliases.WITHOUT_EFFECT:
-                if equals or (i < len(args) and _is_plain_value(args[i])):
-                    following()
+                if not equals and i < len(args) and _is_plain_value(args[i]):
+                    i += 1
                 click.echo(f"warning: --{spelled} has no effect: {aliases.WITHOUT_EFFECT[name]}", err=True)
                 continue
             if name in aliases.ONLY:
                 allowed, why = aliases.ONLY[name]
-                given = following()
+                given = value
+                if not equals and i < len(args):
+                    given = args[i]
+                    i += 1
                 if given != allowed:
                     raise click.UsageError(f"--{spelled} {given}: only {allowed} is possible so far ({why})")
                 continue
@@ -84,7 +82,11 @@ class EngineCommand(click.Command):
                 continue
             values = [value] if equals else []
             if not equals:
-                while i < len(args) and (not args[i].startswith("--") or args[i] == "--") and not (values and not option.multiple):
+                while (
+                    i < len(args)
+                    and (not args[i].startswith("--") or args[i] == "--")
+                    and not (values and not option.multiple)
+                ):
                     values.append(args[i])
                     i += 1
             if not values:

@@ -25,14 +25,22 @@ def list_plugins(as_json: bool) -> None:
         counts[e.kind, e.name] = counts.get((e.kind, e.name), 0) + 1
     rows = [
         {
-            "kind": e.kind, "name": e.name, "plugin": e.plugin, "distribution": e.distribution, "version": e.version,
+            "kind": e.kind,
+            "name": e.name,
+            "plugin": e.plugin,
+            "distribution": e.distribution,
+            "version": e.version,
             "state": "conflict: choose with --plugin" if counts[e.kind, e.name] > 1 else e.state,
         }
         for e in registry.entries
     ]
     rows += [
         {
-            "kind": "-", "name": "-", "plugin": b.plugin, "distribution": b.distribution, "version": b.version,
+            "kind": "-",
+            "name": "-",
+            "plugin": b.plugin,
+            "distribution": b.distribution,
+            "version": b.version,
             "state": f"broken: {b.error}",
         }
         for b in registry.broken

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from litestar import Response, post
+
+from core.engine.output_processor import OutputKind
 from core.errors import RequestAbortedError
 from core.outputs import CompletionOutput, RequestOutput
 from core.sampling_params import GuidedDecodingParams, SamplingParams
-from litestar import Response, post
-
 from server.errors import ApiError, encode, invalid
 from server.openai import logprobs as logprob_shapes
 from server.openai import params
@@ -212,7 +213,7 @@ def check_end(output: CompletionOutput, params_: SamplingParams) -> None:
         raise RequestAbortedError("the request was aborted before it was done; the server may be stopping")
 
 
-def _generate(state: ServerState, chat: Chat, output_kind: str) -> AsyncGenerator[RequestOutput, None]:
+def _generate(state: ServerState, chat: Chat, output_kind: OutputKind) -> AsyncGenerator[RequestOutput, None]:
     source: Any = state.engine.generate(
         chat.prompt,
         chat.params,
@@ -237,9 +238,9 @@ async def complete(state: ServerState, chat: Chat) -> dict[str, Any]:
     if final is None:
         raise RequestAbortedError("the engine gave no answer")
     choices = []
-    for output in final.outputs:
-        check_end(output, chat.params)
-        choices.append(_choice(state, chat, output))
+    for answer in final.outputs:
+        check_end(answer, chat.params)
+        choices.append(_choice(state, chat, answer))
     result: dict[str, Any] = {
         "id": chat.id,
         "object": "chat.completion",

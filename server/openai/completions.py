@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from litestar import Response, post
+
+from core.engine.output_processor import OutputKind
 from core.errors import RequestAbortedError, RequestError
 from core.outputs import CompletionOutput, RequestOutput
 from core.sampling_params import SamplingParams
-from litestar import Response, post
-
 from server.errors import ApiError, encode, invalid
 from server.openai import logprobs as logprob_shapes
 from server.openai import params
@@ -98,7 +99,7 @@ async def _prompt(state: ServerState, body: CompletionRequest, given: Any, at: s
     return Prompt(given, None)
 
 
-def _sources(state: ServerState, c: Completion, output_kind: str) -> list[AsyncGenerator[RequestOutput, None]]:
+def _sources(state: ServerState, c: Completion, output_kind: OutputKind) -> list[AsyncGenerator[RequestOutput, None]]:
     body = c.body
     sources: list[Any] = []
     for i, prompt in enumerate(c.prompts):
@@ -162,24 +163,24 @@ async def complete(state: ServerState, c: Completion) -> dict[str, Any]:
             raise RequestAbortedError("the engine gave no answer")
         num_prompt += len(prompt.token_ids)
         num_cached += final.num_cached_tokens
-        for output in final.outputs:
-            check_end(output, c.params)
-            new_text = "" if c.echo_only else output.text
-            num_output += 0 if c.echo_only else len(output.token_ids)
+        for answer in final.outputs:
+            check_end(answer, c.params)
+            new_text = "" if c.echo_only else answer.text
+            num_output += 0 if c.echo_only else len(answer.token_ids)
             shape = logprob_shapes.TextLogprobs(body.logprobs or 0, as_ids=bool(body.return_tokens_as_token_ids))
             choice: dict[str, Any] = {
                 "index": len(choices),
                 "text": (_echoed(state, prompt) if body.echo else "") + new_text,
                 "logprobs": _logprobs(
-                    state, c, prompt, shape, output, final, with_prompt=bool(body.echo), with_new=not c.echo_only
+                    state, c, prompt, shape, answer, final, with_prompt=bool(body.echo), with_new=not c.echo_only
                 ),
-                "finish_reason": "length" if c.echo_only else output.finish_reason,
-                "stop_reason": output.stop_reason,
+                "finish_reason": "length" if c.echo_only else answer.finish_reason,
+                "stop_reason": answer.stop_reason,
             }
             if body.prompt_logprobs is not None:
                 choice["prompt_logprobs"] = logprob_shapes.prompt(final.prompt_logprobs)
             if body.return_token_ids:
-                choice |= {"prompt_token_ids": prompt.token_ids, "token_ids": output.token_ids}
+                choice |= {"prompt_token_ids": prompt.token_ids, "token_ids": answer.token_ids}
             choices.append(choice)
     return {
         "id": c.id,

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import PluginError, nearest
 from core.interfaces.parser import Event, OutputParser, Reasoning, Text, ToolCallArguments, ToolCallBegin, ToolCallEnd
-
 from server.errors import ApiError
 
 if TYPE_CHECKING:

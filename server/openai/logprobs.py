@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from core.outputs import TokenLogprob
-
 from server.errors import finite
 from server.state import ServerState
 

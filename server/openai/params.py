@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+
 from core.errors import RequestError
 from core.sampling_params import MAX_LOGPROBS, GuidedDecodingParams, SamplingParams
-
 from server.errors import ApiError, from_decode_error, invalid, unsupported
 from server.openai.schema import ChatCompletionRequest, CompletionRequest, SamplingBody
 

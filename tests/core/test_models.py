@@ -93,7 +93,9 @@ def test_parallel_samples_share_the_prompt_and_differ(checkpoint):
         texts = {tuple(c.token_ids) for c in together.outputs}
         assert len(texts) == 4
         assert engine.stats().num_free_blocks == engine.stats().num_blocks
-        (greedy_n,) = engine.generate([prompts()[4]], SamplingParams(n=3, temperature=0, max_tokens=NEW, ignore_eos=True))
+        (greedy_n,) = engine.generate(
+            [prompts()[4]], SamplingParams(n=3, temperature=0, max_tokens=NEW, ignore_eos=True)
+        )
         assert {tuple(c.token_ids) for c in greedy_n.outputs} == {tuple(expected(checkpoint("llama"))[0][4])}
 
 

@@ -57,7 +57,9 @@ class Device:
             for p in range(begin, begin + count):
                 self.slots[self.table[row, p // BLOCK], p % BLOCK] = self.tokens[row, p]
         out = []
-        for row, begin, count, samples in zip(plan.rows, plan.num_computed, plan.num_scheduled, plan.samples, strict=True):
+        for row, begin, count, samples in zip(
+            plan.rows, plan.num_computed, plan.num_scheduled, plan.samples, strict=True
+        ):
             if samples:
                 seen = [int(self.slots[self.table[row, p // BLOCK], p % BLOCK]) for p in range(begin + count)]
                 self.tokens[row, begin + count] = next_token(seen)
@@ -69,10 +71,17 @@ def make(
     handle: int, prompt: list[int], max_tokens: int, parent: Request | None = None, priority: int = 0, limit: int = 64
 ) -> Request:
     return Request(
-        handle=handle, request_id=str(handle), prompt_token_ids=np.array(prompt, np.int32),
-        params=SamplingParams(max_tokens=max_tokens), arrival_time_s=float(handle),
-        max_total_tokens=min(limit, len(prompt) + max_tokens), stop_token_ids=frozenset({7}), eos_token_ids=frozenset({7}),
-        priority=priority, stream=True, parent=parent,
+        handle=handle,
+        request_id=str(handle),
+        prompt_token_ids=np.array(prompt, np.int32),
+        params=SamplingParams(max_tokens=max_tokens),
+        arrival_time_s=float(handle),
+        max_total_tokens=min(limit, len(prompt) + max_tokens),
+        stop_token_ids=frozenset({7}),
+        eos_token_ids=frozenset({7}),
+        priority=priority,
+        stream=True,
+        parent=parent,
     )
 
 
@@ -88,7 +97,14 @@ def check_blocks(scheduler: Scheduler) -> None:
     assert scheduler.pool.num_free == uses.count(0)
 
 
-PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 9, 9], [5], list(range(30)), [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2]]
+PROMPTS = [
+    [1, 2, 3, 4, 5, 6, 7, 8, 9],
+    [1, 2, 3, 4, 5, 6, 7, 8],
+    [1, 2, 3, 4, 9, 9],
+    [5],
+    list(range(30)),
+    [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2],
+]
 ACTION = st.one_of(
     st.tuples(st.just("add"), st.integers(0, 5), st.integers(1, 20), st.integers(1, 3), st.integers(0, 2)),
     st.tuples(st.just("abort"), st.integers(0, 30)),
@@ -110,8 +126,11 @@ ACTION = st.one_of(
 def test_any_sequence(actions, depth, num_blocks, rows, budget, caching, policy):
     limit = 64
     scheduler = Scheduler(
-        SchedulerConfig(max_num_seqs=rows, scheduling_policy=policy), CacheConfig(block_size=BLOCK, enable_prefix_caching=caching),
-        num_blocks=num_blocks, max_model_len=limit, max_num_batched_tokens=budget,
+        SchedulerConfig(max_num_seqs=rows, scheduling_policy=policy),
+        CacheConfig(block_size=BLOCK, enable_prefix_caching=caching),
+        num_blocks=num_blocks,
+        max_model_len=limit,
+        max_num_batched_tokens=budget,
     )
     device = Device(rows, num_blocks, limit)
     requests: dict[int, Request] = {}
@@ -170,7 +189,11 @@ def test_any_sequence(actions, depth, num_blocks, rows, budget, caching, policy)
 
 def scheduler_of(**options) -> Scheduler:
     return Scheduler(
-        SchedulerConfig(**options), CacheConfig(block_size=BLOCK), num_blocks=64, max_model_len=64, max_num_batched_tokens=16
+        SchedulerConfig(**options),
+        CacheConfig(block_size=BLOCK),
+        num_blocks=64,
+        max_model_len=64,
+        max_num_batched_tokens=16,
     )
 
 
@@ -194,8 +217,11 @@ def test_priorities_decide_who_enters():
 
 def test_what_can_never_run_is_refused():
     scheduler = Scheduler(
-        SchedulerConfig(enable_chunked_prefill=False, max_queued_requests=1), CacheConfig(block_size=BLOCK), num_blocks=8,
-        max_model_len=64, max_num_batched_tokens=8,
+        SchedulerConfig(enable_chunked_prefill=False, max_queued_requests=1),
+        CacheConfig(block_size=BLOCK),
+        num_blocks=8,
+        max_model_len=64,
+        max_num_batched_tokens=8,
     )
     with pytest.raises(RequestError, match="KV cache"):
         scheduler.add(make(1, list(range(30)), 10))
