@@ -83,6 +83,7 @@ class Engine:
                     output = self._client.outputs.take(group)
                     if output is None and not group.done:
                         self._step()
+                        continue  # what the step gave may be the end
                 if output is not None:
                     yield output
                 if group.done and (output is None or output.finished):

@@ -25,7 +25,7 @@ def _send_and_vanish(server, body: str) -> None:
 
 def test_client_gone_aborts(server):
     for stream in ("true", "false"):
-        _send_and_vanish(server, f'{{{{"prompt": "the", "max_tokens": 4000, "ignore_eos": true, "stream": {stream}}}}}')
+        _send_and_vanish(server, f'{{"prompt": "the", "max_tokens": 4000, "ignore_eos": true, "stream": {stream}}}')
         began = time.monotonic()
         server.wait_idle(3)
         assert time.monotonic() - began < 3

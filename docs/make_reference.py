@@ -1,0 +1,77 @@
+"""Writes docs/config.md and docs/cli.md from the code: python docs/make_reference.py"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def config_page() -> str:
+    from core.config import SECTIONS, option_owners
+    from server.cli.options import server_options
+
+    lines = [
+        "# Options",
+        "",
+        "Made from core/config.py and server/config.py. Each is a flag of `engine serve` (with dashes) and, but for the",
+        "server's, a keyword of `Engine(...)`.",
+    ]
+    sections = [(name, cls.__doc__, [o for o in option_owners().values() if o.section == name]) for name, cls in SECTIONS.items()]
+    from server.config import ServerConfig
+
+    sections.append(("server", ServerConfig.__doc__, list(server_options().values())))
+    for name, text, options in sections:
+        lines += ["", f"## {name}", "", str(text), "", "| option | default | meaning |", "| --- | --- | --- |"]
+        for o in options:
+            allowed = f" ({', '.join(o.choices)})" if o.choices else ""
+            meaning = o.help.replace("\n", " ").replace("|", "\\|")
+            lines.append(f"| `{o.name}` | `{o.default!r}` | {meaning}{allowed} |")
+    return "\n".join(lines) + "\n"
+
+
+def cli_page() -> str:
+    from server.cli import aliases
+
+    lines = [
+        "# The command",
+        "",
+        "| command | what it does |",
+        "| --- | --- |",
+        "| `engine serve [MODEL]` | serve over OpenAI's API; without a model, the demo model |",
+        "| `engine generate PROMPT...` | answer prompts without a server |",
+        "| `engine chat` | talk in the terminal, to a local model or `--url` |",
+        "| `engine bench latency`, `throughput`, `serve` | measure the engine, or any OpenAI-compatible server |",
+        "| `engine plugins list`, `check DIST` | what is installed, and whether it loads |",
+        "| `engine doctor [--run]` | what this machine has, and what would be chosen |",
+        "",
+        "Options are in [config.md](config.md). Dashes and underscores are the same; `--flag`, `--no-flag` and `--flag true`",
+        "all work; an unknown option is an error that names the nearest one.",
+        "",
+        "## Other spellings",
+        "",
+        "| spelling | becomes |",
+        "| --- | --- |",
+        *(f"| `--{a}` | `--{b}` |" for a, b in sorted(aliases.ALIASES.items())),
+        "",
+        "## Accepted without effect, with a warning",
+        "",
+        "| option | why |",
+        "| --- | --- |",
+        *(f"| `--{a}` | {b} |" for a, b in sorted(aliases.WITHOUT_EFFECT.items())),
+        "",
+        "## One value so far, or refused by name",
+        "",
+        "| option | why |",
+        "| --- | --- |",
+        *(f"| `--{a} {v}` | {b} |" for a, (v, b) in sorted(aliases.ONLY.items())),
+        *(f"| `--{a}` | {b} |" for a, b in sorted(aliases.REFUSED.items())),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def pages() -> dict[str, str]:
+    return {"config.md": config_page(), "cli.md": cli_page()}
+
+
+if __name__ == "__main__":
+    for name, text in pages().items():
+        (Path(__file__).parent / name).write_text(text)

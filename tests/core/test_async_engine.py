@@ -1,0 +1,121 @@
+"""The engine in its own process: many at once, aborts, and its death noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from core.config import EngineConfig
+from core.engine.async_engine import AsyncEngine
+from core.errors import EngineDeadError, ModelError, RequestError
+from core.sampling_params import SamplingParams
+
+
+def run(checkpoint, test, **options):
+    async def main():
+        engine = AsyncEngine(EngineConfig.from_options(model=str(checkpoint("llama")), **options))
+        await engine.start()
+        try:
+            await asyncio.wait_for(test(engine), 60)
+        finally:
+            await engine.shutdown()
+
+    asyncio.run(main())
+
+
+async def text_of(engine, prompt, params, kind="delta"):
+    text, tokens = "", []
+    async for output in engine.generate(prompt, params, output_kind=kind):
+        text = text + output.outputs[0].text if kind == "delta" else output.outputs[0].text
+        tokens = tokens + output.outputs[0].token_ids if kind == "delta" else output.outputs[0].token_ids
+    return text, tokens
+
+
+def test_fifty_at_once_and_every_kind_of_output_agrees(checkpoint):
+    async def test(engine):
+        params = [SamplingParams(seed=i, max_tokens=20 + i % 7, ignore_eos=True) for i in range(50)]
+        deltas = await asyncio.gather(*(text_of(engine, f"hello {i}", p) for i, p in enumerate(params)))
+        finals = await asyncio.gather(*(text_of(engine, f"hello {i}", p, "final") for i, p in enumerate(params)))
+        wholes = await asyncio.gather(*(text_of(engine, f"hello {i}", p, "cumulative") for i, p in enumerate(params)))
+        assert deltas == finals == wholes
+        assert [len(tokens) for _, tokens in deltas] == [p.max_tokens for p in params]
+        stats = await engine.stats()
+        assert stats.num_free_blocks == stats.num_blocks and stats.num_running == 0
+
+    run(checkpoint, test)
+
+
+def test_leaving_a_stream_frees_its_blocks(checkpoint):
+    async def test(engine):
+        stream = engine.generate("hello", SamplingParams(max_tokens=200, ignore_eos=True, n=3), output_kind="delta")
+        await anext(stream)
+        await stream.aclose()
+        for _ in range(100):
+            stats = await engine.stats()
+            if stats.num_free_blocks == stats.num_blocks:
+                break
+            await asyncio.sleep(0.01)
+        assert stats.num_running == 0 and stats.num_free_blocks == stats.num_blocks
+
+    run(checkpoint, test)
+
+
+def test_bad_requests_leave_others_alone(checkpoint):
+    async def test(engine):
+        good = asyncio.create_task(text_of(engine, "hello", SamplingParams(seed=1, max_tokens=40, ignore_eos=True)))
+        with pytest.raises(RequestError, match="shorten the prompt"):
+            await text_of(engine, [1] * 400, SamplingParams())
+        with pytest.raises(RequestError, match="is in use"):
+            one = engine.generate("a", SamplingParams(max_tokens=100, ignore_eos=True), "same", output_kind="delta")
+            await anext(one)
+            await anext(engine.generate("b", SamplingParams(), "same"))
+        assert len((await good)[1]) == 40
+
+    run(checkpoint, test)
+
+
+def test_a_killed_engine_is_noticed_at_once(checkpoint):
+    async def test(engine):
+        stream = engine.generate("hello", SamplingParams(max_tokens=230, ignore_eos=True), output_kind="delta")
+        await anext(stream)
+        killed_at = time.monotonic()
+        os.kill(engine._process.pid, signal.SIGKILL)
+        with pytest.raises(EngineDeadError, match="ended"):
+            async for _ in stream:
+                pass
+        assert time.monotonic() - killed_at < 1
+        assert engine.errored
+        with pytest.raises(EngineDeadError):
+            await text_of(engine, "again", SamplingParams())
+
+    run(checkpoint, test, max_num_batched_tokens=8)
+
+
+def test_a_start_that_fails_says_why(checkpoint):
+    async def main():
+        engine = AsyncEngine(EngineConfig.from_options(model="/nowhere"))
+        with pytest.raises(ModelError, match="does not exist"):
+            await engine.start()
+
+    asyncio.run(main())
+
+
+def test_an_idle_engine_uses_no_processor(checkpoint):
+    async def test(engine):
+        await text_of(engine, "hello", SamplingParams(max_tokens=5))
+
+        def ticks() -> int:
+            fields = Path(f"/proc/{engine._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+            return int(fields[11]) + int(fields[12])
+
+        await asyncio.sleep(0.3)
+        before = ticks()
+        await asyncio.sleep(1.5)
+        assert ticks() - before <= 3  # of 150
+
+    run(checkpoint, test)
