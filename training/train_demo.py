@@ -52,7 +52,6 @@ def main() -> None:
         options.minutes = min(options.minutes, 2.0)
 
     import torch
-
     from demomodel import corpus, evaluation, export, network, trainer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,7 +73,7 @@ def main() -> None:
     log("text is on the device")
 
     # measuring, exporting and compiling have to fit behind and between the two trainings
-    reserve = 20.0 if options.toy else 75.0
+    reserve = 20.0 if options.toy else 100.0
     left = options.minutes * 60 - (time.monotonic() - BEGIN) - reserve
     shares = {"chat": 0.8, "draft": 0.2}
     shapes = {"chat": network.CHAT, "draft": network.DRAFT}
@@ -98,7 +97,8 @@ def main() -> None:
         scores = {}
         for name in shapes:
             log(f"measuring {name}")
-            scores[name] = evaluation.measure(work / name, options.seed + 5000, options.questions, device)
+            scores[name] = evaluation.measure(work / name, options.seed + 5000, options.questions, device,
+                                                 8 if options.toy else 450)
         agreed = evaluation.agreement(work / "draft", scores["chat"].outputs, device)
         log(f"the draft agrees with {agreed:.1%} of the chat model's tokens")
         note = f"The draft proposes {agreed:.1%} of the chat model's greedy tokens right, one by one, on those questions."

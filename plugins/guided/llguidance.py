@@ -28,6 +28,8 @@ UNSUPPORTED_KEYWORDS = frozenset(
 )
 MAX_LEXER_STATES = 50_000
 """1 to 2 KB each, for every sequence: some 100 MB at the worst."""
+WHITESPACE = r"[ \t\n\r]{1,64}"
+"""Between JSON's tokens. Bounded: a model that has lost its way would write blanks for ever."""
 _CAPABILITIES = ("oneOf constraints are not supported", "Unimplemented keys", "Unknown format", "not supported yet")
 
 
@@ -76,10 +78,9 @@ class LLGuidanceBackend:
         try:
             if constraint.json is not None or constraint.json_object:
                 schema = _without(read_schema(constraint), "uniqueItems")
-                options = {}
-                if constraint.whitespace_pattern is not None:
-                    options = {"whitespace_flexible": True, "whitespace_pattern": constraint.whitespace_pattern}
-                return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=options or None))
+                pattern = constraint.whitespace_pattern
+                options = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE if pattern is None else pattern}
+                return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=options))
             if constraint.regex is not None:
                 return str(matcher.grammar_from_regex(constraint.regex))
             if constraint.choice is not None:

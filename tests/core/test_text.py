@@ -7,13 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core import Engine, SamplingParams
+from core.config import ModelConfig
 from core.errors import RequestError
 from core.text.chat_template import ChatTemplate
 from core.text.detokenizer import Detokenizer, StopStrings
 from core.text.tokenizer import Tokenizer
 from plugins.sources.demo import DemoSource  # the bundled model is the real tokenizer at hand
-
-from core.config import ModelConfig
 
 
 @pytest.fixture(scope="module")
