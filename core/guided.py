@@ -25,7 +25,6 @@ from core.interfaces.guided import (
     BatchFill,
     Grammar,
     GuidedBackend,
-    Matcher,
     UnsupportedConstraintError,
     Vocabulary,
 )
@@ -61,7 +60,8 @@ class _Job:
 @dataclass(slots=True)
 class _Sequence:
     backend: GuidedBackend
-    matcher: Matcher
+    matcher: Any
+    """core.interfaces.guided.Matcher; None if `error` says that there is none"""
     error: str | None = None
     ended: bool = False
     num_after_end: int = 0
@@ -258,7 +258,12 @@ class GuidedManager:
     def start(self, handle: int) -> None:
         """Give the sequence its matcher, at the beginning of the grammar."""
         compiled = self._compiled.pop(handle)
-        self._sequences[handle] = _Sequence(compiled.backend, compiled.grammar.matcher())
+        try:
+            self._sequences[handle] = _Sequence(compiled.backend, compiled.grammar.matcher())
+        except Exception as error:  # plugin; `accept` reports it with the first token
+            log.warning("a guided-decoding grammar gave no matcher", exc_info=True)
+            failed = f"guided decoding failed: {type(error).__name__}: {error}"
+            self._sequences[handle] = _Sequence(compiled.backend, None, failed)
 
     def accept(self, handle: int, token_ids: Sequence[int]) -> str | None:
         """Advance over sampled tokens. Returns what is wrong if the sequence cannot go on."""
@@ -285,14 +290,14 @@ class GuidedManager:
         sequence = self._sequences[handle]
         after = min(num_tokens, sequence.num_after_end)
         sequence.num_after_end -= after
-        if num_tokens > after:
+        if num_tokens > after and sequence.error is None:
             sequence.matcher.rollback(num_tokens - after)
             sequence.ended = False
 
     def finished(self, handle: int) -> bool:
         """The document is complete; only EOS may follow."""
         sequence = self._sequences[handle]
-        return sequence.ended or sequence.matcher.finished()
+        return sequence.error is None and (sequence.ended or bool(sequence.matcher.finished()))
 
     def forced(self, handle: int) -> list[int]:
         """Tokens that follow without choice."""

@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-BOUNDS = [96, 160, 256, 416, 704, 1152, 2048]
+BOUNDS = [48, 96, 160, 256, 352, 512, 1024, 2048]
 """Lengths that rows are padded to."""
 BEGIN = time.monotonic()
 
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=7.5, help="wall time of everything")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=360_000_000, help="tokens of training text")
-    parser.add_argument("--step-tokens", type=int, default=98_304, help="tokens of a training step")
+    parser.add_argument("--step-tokens", type=int, default=131_072, help="tokens of a training step")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--questions", type=int, default=400, help="held-out questions of each kind")
     parser.add_argument("--matrix-rate", type=float, default=6e-3, help="peak learning rate of the layers' matrices")

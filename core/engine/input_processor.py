@@ -73,8 +73,11 @@ class InputProcessor:
                 "answer; shorten the prompt or raise max_model_len",
                 param="prompt",
             )
-        if params.guided_decoding is not None:
-            raise RequestError("guided decoding is not there yet in this version", param="guided_decoding")
+        if params.guided_decoding is not None and self.tokenizer is None:
+            raise RequestError(
+                "guided decoding needs a tokenizer, and the engine has none (skip_tokenizer_init)",
+                param="guided_decoding",
+            )
         bad = [i for i in params.stop_token_ids if not 0 <= i < self.ready.vocab_size]
         bad += [i for i in params.logit_bias or () if not 0 <= i < self.ready.vocab_size]
         if bad:

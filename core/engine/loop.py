@@ -6,6 +6,7 @@ see of step N is known before N+1 is sampled.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from core.batch import StepPlan
 from core.config import EngineConfig
+from core.engine.guided_requests import GuidedRequests
 from core.errors import RequestError
 from core.interfaces.executor import Executor, StepTicket
 from core.messages import (
@@ -59,6 +61,7 @@ class EngineLoop:
         )
         self._overlap = bool(self.config.scheduler.async_scheduling)
         self._in_flight: tuple[StepPlan, StepTicket] | None = None
+        self._guided = GuidedRequests(registry, self.config, self.executor)
         self._stats_due_s = 0.0
         self.stop_at_s: float | None = None
         """time.monotonic() at which a draining engine stops, whatever still runs."""
@@ -79,7 +82,7 @@ class EngineLoop:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work or self._in_flight is not None
+        return self.scheduler.has_work or self._in_flight is not None or self._guided.num_waiting > 0
 
     # ---- messages
 
@@ -88,7 +91,7 @@ class EngineLoop:
         if isinstance(message, AddRequest):
             self._add(message)
         elif isinstance(message, Abort):
-            self._finish(self.scheduler.abort(message.handles))
+            self._abort(message.handles)
         elif isinstance(message, Call):
             self._call(message)
         elif isinstance(message, Shutdown):
@@ -118,18 +121,28 @@ class EngineLoop:
                 parent=parent,
                 bad_words_ids=message.bad_words_ids,
             )
-            try:
-                self.scheduler.add(request)
-            except RequestError as error:
-                finished = Finished(
-                    handle=handle,
-                    reason="error",
-                    error=str(error),
-                    param=error.param,
-                    stop_reason=type(error).__name__,
-                )
-                self._send(StepOutput(finished=[finished]))
+            if params.guided_decoding is not None:
+                self._guided.hold(request, params.guided_decoding)
+            else:
+                self._admit(request)
             parent = parent or request
+
+    def _admit(self, request: Request) -> None:
+        try:
+            self.scheduler.add(request)
+        except RequestError as error:
+            self._guided.drop(request.handle)
+            self._refuse(request.handle, str(error), error.param, type(error).__name__)
+
+    def _refuse(self, handle: int, message: str, param: str | None, kind: str = "RequestError") -> None:
+        finished = Finished(handle=handle, reason="error", error=message, param=param, stop_reason=kind)
+        self._send(StepOutput(finished=[finished]))
+
+    def _abort(self, handles: list[int]) -> None:
+        held = [r for h in handles if (r := self._guided.drop(h)) is not None]
+        for request in held:
+            request.finish_reason = "abort"
+        self._finish([*held, *self.scheduler.abort(handles)])
 
     def _call(self, call: Call) -> None:
         value: Any = None
@@ -146,6 +159,8 @@ class EngineLoop:
 
     def step(self) -> bool:
         """Run one step. False: there was nothing to do."""
+        if self._guided.num_waiting:
+            self._take_compiled()
         plan = self.scheduler.schedule()
         if plan is not None:
             self.executor.launch(plan)
@@ -153,14 +168,24 @@ class EngineLoop:
             self._commit(*self._in_flight)
             self._in_flight = None
         elif plan is None:
+            if self._guided.num_waiting:
+                time.sleep(0.001)  # a grammar is being compiled and nothing else is to do
             return False
         if plan is not None:
-            ticket = self.executor.sample(None)
+            masks = self._guided.masks(plan, self.scheduler) if self._guided.num_running else None
+            ticket = self.executor.sample(masks)
             if self._overlap:
                 self._in_flight = (plan, ticket)
             else:
                 self._commit(plan, ticket)
         return True
+
+    def _take_compiled(self) -> None:
+        ready, failed = self._guided.poll()
+        for request in ready:
+            self._admit(request)
+        for handle, message in failed:
+            self._refuse(handle, message, "guided_decoding")
 
     def _commit(self, plan: StepPlan, ticket: StepTicket) -> None:
         result = ticket.result()
@@ -173,7 +198,14 @@ class EngineLoop:
             prompt_logprobs = {
                 h: list(p) for row, p in result.prompt_logprobs.items() if (h := handles.get(row)) is not None
             }
+        sampled = self._guided.sampled(plan, result, self.scheduler) if self._guided.num_running else []
         update = self.scheduler.commit(plan, result)
+        if sampled:
+            broken = self._guided.accept(sampled, {r.handle for r in update.finished})
+            ended = self.scheduler.abort(broken)
+            for request in ended:
+                request.finish_reason, request.error = "error", broken[request.handle]
+            update = dataclasses.replace(update, finished=[*update.finished, *ended])
         self._emit(update, logprobs, prompt_logprobs)
 
     def _emit(
@@ -202,11 +234,15 @@ class EngineLoop:
         )
 
     def _finish(self, requests: Iterable[Request]) -> None:
-        finished = [_finished(r) for r in requests]
+        finished = []
+        for request in requests:
+            self._guided.drop(request.handle)
+            finished.append(_finished(request))
         if finished:
             self._send(StepOutput(finished=finished, stats=self.scheduler.stats(), time_s=time.monotonic()))
 
     def shutdown(self) -> None:
+        self._guided.shutdown()
         self.executor.shutdown()
 
 

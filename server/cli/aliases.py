@@ -52,5 +52,4 @@ REFUSED: dict[str, str] = {
     "enable-lora": "LoRA adapters are not there yet",
     "speculative-config": "speculative decoding is not there yet",
     "speculative-model": "speculative decoding is not there yet",
-    "structured-outputs-config": "guided decoding is not there yet",
 }

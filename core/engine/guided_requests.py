@@ -1,0 +1,127 @@
+"""Guided requests on their way through the loop: held back until their grammar is there, then masked step by step.
+
+What the tokens stand for is read from the checkpoint's tokenizer when the first guided request comes, in a thread.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from core.batch import Bitmasks, StepPlan, StepResult
+from core.config import EngineConfig
+from core.guided import GuidedManager
+from core.interfaces.executor import Executor
+from core.interfaces.guided import Vocabulary
+from core.registry import Registry
+from core.request import Request
+from core.sampling_params import GuidedDecodingParams
+from core.scheduler.scheduler import Scheduler
+
+
+class GuidedRequests:
+    def __init__(self, registry: Registry, config: EngineConfig, executor: Executor) -> None:
+        self._registry, self._config, self._executor = registry, config, executor
+        self._building: Future[GuidedManager] | None = None
+        self._manager: GuidedManager | None = None
+        self._unsent: list[tuple[int, GuidedDecodingParams]] = []
+        self._held: dict[int, Request] = {}
+        self._running: set[int] = set()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests whose grammar is not there yet."""
+        return len(self._held)
+
+    @property
+    def num_running(self) -> int:
+        """Requests with a matcher: admitted, and not known to have ended."""
+        return len(self._running)
+
+    def _build(self) -> GuidedManager:
+        from core.text.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer.from_folder(self._config.model.tokenizer or self._executor.model_path)
+        vocabulary = Vocabulary(
+            tokenizer.token_bytes(),
+            tuple(sorted(self._executor.eos_token_ids)),
+            self._executor.vocab_size,
+            tokenizer.file,
+        )
+        return GuidedManager(self._registry, self._config, vocabulary)
+
+    def hold(self, request: Request, constraint: GuidedDecodingParams) -> None:
+        """Keep the request until `poll` gives it back."""
+        self._held[request.handle] = request
+        if self._manager is not None:
+            self._manager.submit(request.handle, constraint)
+            return
+        self._unsent.append((request.handle, constraint))
+        if self._building is None:
+            thread = ThreadPoolExecutor(1, "guided-vocabulary")
+            self._building = thread.submit(self._build)
+            thread.shutdown(wait=False)
+
+    def poll(self) -> tuple[list[Request], list[tuple[int, str]]]:
+        """Requests to admit now, and handles that failed with their messages. Never waits."""
+        if self._manager is None:
+            if self._building is None or not self._building.done():
+                return [], []
+            if (error := self._building.exception()) is not None:
+                self._building = None
+                failed = [(handle, f"guided decoding is not possible: {error}") for handle in self._held]
+                self._held.clear()
+                self._unsent.clear()
+                return [], failed
+            self._manager = self._building.result()
+            for handle, constraint in self._unsent:
+                if handle in self._held:
+                    self._manager.submit(handle, constraint)
+            self._unsent.clear()
+        ready, failed = self._manager.poll()
+        for handle, _ in failed:
+            self._held.pop(handle, None)
+        admitted = []
+        for handle in sorted(ready):  # a prompt's first sample comes before those that share its blocks
+            self._manager.start(handle)
+            self._running.add(handle)
+            admitted.append(self._held.pop(handle))
+        return admitted, failed
+
+    def drop(self, handle: int) -> Request | None:
+        """The request has ended. -> it, if it was still held back."""
+        if self._manager is not None and (handle in self._running or handle in self._held):
+            self._manager.drop(handle)
+        self._running.discard(handle)
+        return self._held.pop(handle, None)
+
+    def masks(self, plan: StepPlan, scheduler: Scheduler) -> Bitmasks | None:
+        """What the guided rows among those that sample may choose from."""
+        handles = scheduler.handle_of[plan.rows[plan.samples]].tolist()
+        pairs = [(i, h) for i, h in enumerate(handles) if h in self._running]
+        assert self._manager is not None
+        return self._manager.masks(pairs) if pairs else None
+
+    def sampled(self, plan: StepPlan, result: StepResult, scheduler: Scheduler) -> list[tuple[int, int]]:
+        """(handle, token) of the guided rows that still belong to whom the plan was made for."""
+        current = scheduler.current_handles(plan)
+        rows = plan.rows[plan.samples].tolist()
+        tokens = result.token_ids.tolist()
+        found = [(current.get(r, -1), t) for r, t in zip(rows, tokens, strict=True)]
+        return [(h, t) for h, t in found if h in self._running]
+
+    def accept(self, sampled: list[tuple[int, int]], finished: set[int]) -> dict[int, str]:
+        """Advance the grammars. -> handles that cannot go on, with what is wrong."""
+        assert self._manager is not None
+        broken = {}
+        for handle, token in sampled:
+            error = None if handle in finished else self._manager.accept(handle, [token])
+            if error is not None:
+                broken[handle] = error
+            if error is not None or handle in finished:
+                self._manager.drop(handle)
+                self._running.discard(handle)
+        return broken
+
+    def shutdown(self) -> None:
+        if self._manager is not None:
+            self._manager.shutdown()

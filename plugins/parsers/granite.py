@@ -1,0 +1,13 @@
+"""Granite 3: <|tool_call|>[{"name": ..., "arguments": {...}}, ...]; some versions write <tool_call>."""
+
+from __future__ import annotations
+
+from plugins.parsers.markers import MarkerParser, Read
+
+
+class GraniteParser(MarkerParser):
+    def run(self) -> Read:
+        while (yield from self.opener("<|tool_call|>", "<tool_call>")):
+            yield from self.spaces()
+            yield from self.call_list()
+            self.release()

@@ -1,0 +1,25 @@
+"""Llama 3.1 to 3.3: the whole output is {"name": ..., "parameters": {...}}, several are parted by ";".
+
+There is no marker (<|python_tag|> comes at times), so JSON that names no known function is content.
+"""
+
+from __future__ import annotations
+
+from plugins.parsers.markers import MarkerParser, Read
+
+
+class Llama3JsonParser(MarkerParser):
+    def run(self) -> Read:
+        self.hold()
+        yield from self.spaces()
+        yield from self.literal("<|python_tag|>")
+        yield from self.spaces()
+        while (yield from self.peek()) == "{":
+            if not (yield from self.call_object(known_only=True)):
+                return
+            self.hold()
+            yield from self.spaces()
+            yield from self.literal(";")
+            yield from self.spaces()
+        if self.num_calls and (yield from self.peek()) == "":
+            self.drop()

@@ -1,0 +1,124 @@
+"""The demo model behind a real server calls tools and fills schemas, through the openai client, streamed and not."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from openai import BadRequestError, OpenAI
+
+PORT = 8917
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather of a city",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+ASK = [{"role": "user", "content": "What is the weather in Oslo?"}]
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """`engine serve` with no model, as the README says."""
+    server = subprocess.Popen([sys.executable, "-m", "server", "--port", str(PORT)], stderr=subprocess.PIPE, text=True)
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/ready", timeout=1).close()
+            break
+        except (urllib.error.URLError, ConnectionError):
+            assert server.poll() is None, server.stderr.read()
+            time.sleep(0.1)
+    with OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key="none") as client:
+        yield client
+    server.send_signal(signal.SIGTERM)
+    server.communicate(timeout=20)
+    assert server.returncode == 0
+
+
+def test_a_tool_call_whole(demo):
+    answer = demo.chat.completions.create(model="demo", messages=ASK, tools=[WEATHER], temperature=0).choices[0]
+    assert answer.finish_reason == "tool_calls"
+    (call,) = answer.message.tool_calls
+    assert call.function.name == "get_weather" and json.loads(call.function.arguments) == {"city": "Oslo"}
+
+
+def test_a_tool_call_streamed(demo):
+    name, arguments, reason = "", "", None
+    for chunk in demo.chat.completions.create(model="demo", messages=ASK, tools=[WEATHER], temperature=0, stream=True):
+        choice = chunk.choices[0]
+        for call in choice.delta.tool_calls or []:
+            name += call.function.name or ""
+            arguments += call.function.arguments or ""
+        reason = choice.finish_reason or reason
+    assert (name, json.loads(arguments), reason) == ("get_weather", {"city": "Oslo"}, "tool_calls")
+
+
+def test_a_named_tool_is_called_whatever_was_asked(demo):
+    answer = demo.chat.completions.create(
+        model="demo",
+        messages=[{"role": "user", "content": "Hello"}],
+        tools=[WEATHER],
+        temperature=0,
+        max_tokens=60,
+        tool_choice={"type": "function", "function": {"name": "get_weather"}},
+    ).choices[0]
+    assert answer.message.tool_calls[0].function.name == "get_weather"
+
+
+def test_the_answer_after_a_tool(demo):
+    messages = [
+        *ASK,
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
+            ],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": '{"temperature": 12, "sky": "sunny"}'},
+    ]
+    answer = demo.chat.completions.create(model="demo", messages=messages, tools=[WEATHER], temperature=0).choices[0]
+    assert answer.message.content == "The temperature is 12, the sky is sunny."
+
+
+def test_a_schema_is_filled(demo):
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    text = "Mila is 44 years old and lives in Porto. Extract name and age as JSON."
+    response_format = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": schema}}
+    for stream in (False, True):
+        made = demo.chat.completions.create(
+            model="demo",
+            messages=[{"role": "user", "content": text}],
+            temperature=0,
+            response_format=response_format,
+            stream=stream,
+        )
+        content = "".join(c.choices[0].delta.content or "" for c in made) if stream else made.choices[0].message.content
+        assert json.loads(content) == {"name": "Mila", "age": 44}
+
+
+def test_what_no_backend_holds_is_named(demo):
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "array", "uniqueItems": True}},
+        "unevaluatedProperties": False,
+    }
+    with pytest.raises(BadRequestError, match="unevaluatedProperties"):
+        demo.chat.completions.create(
+            model="demo",
+            messages=ASK,
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        )
