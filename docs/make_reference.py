@@ -15,7 +15,10 @@ def config_page() -> str:
         "Made from core/config.py and server/config.py. Each is a flag of `engine serve` (with dashes) and, but for the",
         "server's, a keyword of `Engine(...)`.",
     ]
-    sections = [(name, cls.__doc__, [o for o in option_owners().values() if o.section == name]) for name, cls in SECTIONS.items()]
+    sections = [
+        (name, cls.__doc__, [o for o in option_owners().values() if o.section == name])
+        for name, cls in SECTIONS.items()
+    ]
     from server.config import ServerConfig
 
     sections.append(("server", ServerConfig.__doc__, list(server_options().values())))

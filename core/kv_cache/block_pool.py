@@ -19,20 +19,27 @@ class BlockPool:
         self._previous = [num_blocks, *range(num_blocks)]
         self.num_free = num_blocks
 
-    def allocate(self) -> int:
-        """Hand out the block that has been free for longest, with one reference; what it held is forgotten.
+    def allocate(self, count: int) -> list[int]:
+        """`count` blocks, those free for longest first, one reference each; what they held is forgotten.
 
         The caller checks `num_free` first.
         """
-        block = self._next[self.num_blocks]
-        assert block != self.num_blocks, "allocate() with no free block"
-        self._unlink(block)
-        held = self._hash_of[block]
-        if held is not None:
-            del self._block_of[held]
-            self._hash_of[block] = None
-        self.references[block] = 1
-        return block
+        assert count <= self.num_free, f"allocate({count}) with {self.num_free} free blocks"
+        sentinel, hash_of, references, following = self.num_blocks, self._hash_of, self.references, self._next
+        blocks = []
+        block = following[sentinel]
+        for _ in range(count):
+            blocks.append(block)
+            references[block] = 1
+            held = hash_of[block]
+            if held is not None:
+                del self._block_of[held]
+                hash_of[block] = None
+            block = following[block]
+        # all of them leave the front of the list at once
+        following[sentinel], self._previous[block] = block, sentinel
+        self.num_free -= count
+        return blocks
 
     def acquire(self, block: int) -> None:
         """Add a reference; a free block leaves the free list."""
@@ -61,6 +68,13 @@ class BlockPool:
 
     def find(self, content: bytes) -> int | None:
         return self._block_of.get(content)
+
+    def withdraw(self, block: int) -> None:
+        """Make one block unfindable."""
+        held = self._hash_of[block]
+        if held is not None:
+            del self._block_of[held]
+            self._hash_of[block] = None
 
     def forget(self) -> None:
         """Make every block unfindable (the prefix cache is emptied)."""

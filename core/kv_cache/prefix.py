@@ -18,6 +18,8 @@ def root_hash(salt: str) -> bytes:
 def extend_hashes(hashes: list[bytes], token_ids: np.ndarray, num_tokens: int, block_size: int, salt: str) -> None:
     """Append the hashes of all full blocks within the first `num_tokens` of `token_ids` (int32)."""
     parent = hashes[-1] if hashes else root_hash(salt)
-    for i in range(len(hashes), num_tokens // block_size):
-        parent = blake2b(parent + token_ids[i * block_size : (i + 1) * block_size].tobytes(), digest_size=16).digest()
+    begin, end = len(hashes) * block_size, num_tokens // block_size * block_size
+    data, size = token_ids[begin:end].tobytes(), block_size * token_ids.itemsize
+    for i in range(0, len(data), size):
+        parent = blake2b(parent + data[i : i + size], digest_size=16).digest()
         hashes.append(parent)

@@ -1,6 +1,6 @@
 """Decides what each step computes: one token budget, decodes first, prefill chunks fill the rest.
 
-A running request is a row of numpy arrays (docs/decisions/0001). `schedule` advances the arrays as if the
+A running request is a row of numpy arrays (rows.py, docs/decisions/0001). `schedule` advances the arrays as if the
 step had run; `commit` brings the sampled tokens later, so a step can be planned while another runs. Blocks and
 rows are reused at once: the device runs plans in order, and an epoch per row tells late results from a new tenant's.
 
@@ -17,15 +17,12 @@ import numpy as np
 from core.batch import NewRow, StepPlan, StepResult
 from core.config import CacheConfig, SchedulerConfig
 from core.errors import QueueFullError, RequestError
-from core.kv_cache.block_pool import BlockPool
-from core.kv_cache.prefix import extend_hashes
+from core.kv_cache.manager import BlockManager
 from core.messages import EngineStats
 from core.request import Request, RequestState
 from core.scheduler.queue import WaitingQueue
+from core.scheduler.rows import Rows
 from core.scheduler.update import StepUpdate
-
-MAX_STOP_IDS = 16
-"""Stop ids of a row that are checked by array; rows with more take the slow path."""
 
 
 class Scheduler:
@@ -42,33 +39,22 @@ class Scheduler:
     ) -> None:
         self.config = config
         self.block_size = cache.block_size
-        self.prefix_caching = cache.enable_prefix_caching
         self.max_model_len = max_model_len
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.pool = BlockPool(num_blocks)
         self.waiting = WaitingQueue(config.scheduling_policy)
-        rows = config.max_num_seqs
-        self.request_of: list[Request | None] = [None] * rows
-        self.blocks_of: list[list[int]] = [[] for _ in range(rows)]
-        self.handle_of = np.full(rows, -1, np.int64)
-        self._published = [0] * rows
-        self._free_rows = list(range(rows - 1, -1, -1))
+        self.rows = Rows(config.max_num_seqs, max_model_len)
+        self.blocks = BlockManager(
+            num_rows=config.max_num_seqs,
+            num_blocks=num_blocks,
+            block_size=cache.block_size,
+            prefix_caching=cache.enable_prefix_caching,
+        )
+        self.pool = self.blocks.pool
+        self.blocks_of = self.blocks.blocks_of
+        self.request_of = self.rows.request_of
+        self.handle_of = self.rows.handle_of
         self._requests: dict[int, Request] = {}
         self._forks: dict[int, list[Request]] = {}  # parent's handle -> children that wait for its prompt
-        self._running: list[int] = []  # rows, oldest admission first
-        self._running_array: np.ndarray | None = None
-        self._token_ids = np.zeros((rows, max_model_len + 1), np.int32)
-        self._known = np.zeros(rows, np.int32)  # tokens in _token_ids
-        self._num_tokens = np.zeros(rows, np.int32)  # with those still being sampled
-        self._num_computed = np.zeros(rows, np.int32)
-        self._capacity = np.zeros(rows, np.int32)  # tokens that the row's blocks hold
-        self._prompt_len = np.zeros(rows, np.int32)
-        self._max_total = np.zeros(rows, np.int32)
-        self._min_total = np.zeros(rows, np.int32)
-        self._stop_ids = np.full((rows, MAX_STOP_IDS), -1, np.int32)
-        self._many_stops = np.zeros(rows, bool)
-        self._stream = np.zeros(rows, bool)
-        self._epoch = np.zeros(rows, np.int64)
         self._step = 0
         self._counters = dict.fromkeys(("queries", "hits", "preemptions", "prompt", "generation"), 0)
         self._last_step_time_s = time.monotonic()
@@ -77,7 +63,7 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        return len(self.rows.running)
 
     @property
     def num_waiting(self) -> int:
@@ -85,7 +71,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._running or len(self.waiting) or self._forks)
+        return bool(self.rows.running or len(self.waiting) or self._forks)
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises RequestError if it can never run, QueueFullError if too many wait."""
@@ -96,6 +82,12 @@ class Scheduler:
                 f"the request may need {request.max_total_tokens} tokens of KV cache and there are {limit}; "
                 "lower max_tokens, shorten the prompt, or give the engine more cache",
                 param="max_tokens",
+            )
+        if num_prompt >= request.max_total_tokens:
+            raise RequestError(
+                f"the prompt has {num_prompt} tokens and prompt and output together may have "
+                f"{request.max_total_tokens}: nothing is left to generate; shorten the prompt or raise max_model_len",
+                param="prompt",
             )
         if not self.config.enable_chunked_prefill and num_prompt > self.max_num_batched_tokens:
             raise RequestError(
@@ -110,7 +102,7 @@ class Scheduler:
             )
         self._requests[request.handle] = request
         parent = request.parent
-        if parent is not None and not request.forked and parent.state is not RequestState.FINISHED:
+        if parent is not None and not request.forked and parent.handle in self._requests:
             self._forks.setdefault(parent.handle, []).append(request)
         else:
             self.waiting.push(request)
@@ -144,7 +136,7 @@ class Scheduler:
         self._release_forks(request)
 
     def _release_forks(self, parent: Request) -> None:
-        for child in self._forks.pop(parent.handle, ()):
+        for child in reversed(self._forks.pop(parent.handle, ())):  # the last one pushed is the first to enter
             child.forked = True
             self.waiting.push_front(child)
 
@@ -154,48 +146,29 @@ class Scheduler:
         """Plan the next step, or None if nothing can run now."""
         if not self.has_work:
             return None
-        updates: list[tuple[int, int, int]] = []
+        state = self.rows
+        updates: list[np.ndarray] = []
         copies: list[tuple[int, int]] = []
         new_rows: list[NewRow] = []
-        budget = self.max_num_batched_tokens
-        if self._running_array is None:
-            self._running_array = np.array(self._running, np.int32)
-        running = self._running_array
-        # a row whose last allowed token is being sampled has nothing left to compute
-        running = running[self._num_tokens[running] < self._max_total[running]]
-        remaining = self._num_tokens[running] - self._num_computed[running]
-        decodes = running[remaining == 1][:budget]
-        rows, counts = decodes, np.ones(len(decodes), np.int32)
-        budget -= len(decodes)
-        if len(decodes) != len(running):
-            prefills = running[remaining > 1]
-            chunks = []
-            for row, left in zip(prefills.tolist(), remaining[remaining > 1].tolist(), strict=True):
-                chunk = self._chunk(left, budget)
-                if chunk <= 0:
-                    break
-                chunks.append((row, chunk))
-                budget -= chunk
-            if chunks:
-                rows = np.concatenate([decodes, np.array([c[0] for c in chunks], np.int32)])
-                counts = np.concatenate([counts, np.array([c[1] for c in chunks], np.int32)])
+        rows, counts, chunked = self._running_rows()
         rows, counts, preempted = self._make_room(rows, counts, updates)
-        if not preempted:
-            admitted = self._admit(budget, updates, copies, new_rows)
+        if len(self.waiting) and not preempted:
+            admitted = self._admit(self.max_num_batched_tokens - int(counts.sum()), updates, copies, new_rows)
             if admitted:
-                rows = np.concatenate([rows, np.array([r for r, _ in admitted], np.int32)])
+                rows = np.concatenate([rows, np.array([r for r, _ in admitted], np.int64)])
                 counts = np.concatenate([counts, np.array([c for _, c in admitted], np.int32)])
+                chunked = True
         if not len(rows):
             return None
-        if new_rows or (counts > 1).any():
+        if chunked:
             order = np.argsort(counts > 1, kind="stable")  # rows with one token first
             rows, counts = rows[order], counts[order]
-        computed = self._num_computed[rows]
+        computed, tokens = state.num_computed.take(rows), state.num_tokens.take(rows)
         after = computed + counts
-        samples = after == self._num_tokens[rows]
-        self._num_computed[rows] = after
-        self._num_tokens[rows] += samples
-        if self.prefix_caching and len(rows) != len(decodes):
+        samples = after == tokens
+        state.num_computed[rows] = after
+        state.num_tokens[rows] = tokens + samples
+        if chunked:
             for row in rows[counts > 1].tolist():
                 self._publish(row)
         if self._forks:
@@ -203,67 +176,97 @@ class Scheduler:
         self._step += 1
         return StepPlan(
             step=self._step,
-            rows=rows,
+            rows=rows.astype(np.int32),
             num_scheduled=counts,
             num_computed=computed,
             samples=samples,
             new_rows=new_rows,
-            block_updates=np.array(updates, np.int32).reshape(-1, 3),
+            block_updates=np.concatenate(updates) if updates else np.empty((0, 3), np.int32),
             block_copies=np.array(copies, np.int32).reshape(-1, 2),
-            epochs=self._epoch[rows],
+            epochs=state.epoch.take(rows),
         )
 
+    def _running_rows(self) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Rows that go on, how many tokens each, and whether any of them is still at its prompt."""
+        budget = self.max_num_batched_tokens
+        state = self.rows
+        running = state.order
+        tokens = state.num_tokens.take(running)
+        # a row whose last allowed token is being sampled has nothing left to compute
+        unfinished = tokens < state.max_total.take(running)
+        remaining = tokens - state.num_computed.take(running)
+        if not unfinished.all():
+            running, remaining = running[unfinished], remaining[unfinished]
+        single = remaining == 1
+        if single.all():
+            rows = running[:budget]
+            return rows, np.ones(len(rows), np.int32), False
+        rows = running[single][:budget]
+        budget -= len(rows)
+        prefills: list[int] = []
+        chunks: list[int] = []
+        for row, left in zip(running[~single].tolist(), remaining[~single].tolist(), strict=True):
+            chunk = self._chunk(left, budget)
+            if chunk <= 0:
+                break
+            prefills.append(row)
+            chunks.append(chunk)
+            budget -= chunk
+        counts = np.array([1] * len(rows) + chunks, np.int32)
+        return np.concatenate([rows, np.array(prefills, np.int64)]), counts, True
+
     def _chunk(self, left: int, budget: int) -> int:
-        if not self.config.enable_chunked_prefill:
-            return left if left <= budget or budget == self.max_num_batched_tokens else 0
+        """How many of `left` tokens a prefill may compute now."""
+        if not self.config.enable_chunked_prefill and left <= self.max_num_batched_tokens:
+            return left if left <= budget else 0
+        # what a preempted request must recompute may be longer than a step: it is cut in any case
         threshold = self.config.long_prefill_token_threshold
-        return min(left, budget, threshold) if threshold > 0 else min(left, budget)
+        if threshold > 0 and len(self.rows.running) + len(self.waiting) > 1:
+            budget = min(budget, threshold)
+        return min(left, budget)
 
     def _make_room(
-        self, rows: np.ndarray, counts: np.ndarray, updates: list[tuple[int, int, int]]
+        self, rows: np.ndarray, counts: np.ndarray, updates: list[np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, bool]:
         """Blocks for the planned tokens of running rows, if need be by preempting the newest."""
-        short = np.nonzero(self._num_computed[rows] + counts > self._capacity[rows])[0]
+        state = self.rows
+        after = state.num_computed.take(rows) + counts
+        capacity = self.blocks.capacity.take(rows)
+        short = np.nonzero(after > capacity)[0]
+        if not len(short):
+            return rows, counts, False
+        short_rows = rows[short]
+        need = (after[short] - capacity[short] + self.block_size - 1) // self.block_size
+        full = np.minimum(state.num_computed.take(short_rows), state.known.take(short_rows))
+        self.blocks.publish_due(short_rows, self.request_of, state.token_ids, full)
+        if int(need.sum()) <= self.pool.num_free:
+            if (need == 1).all():
+                updates.append(self.blocks.extend_each(short_rows))
+            else:
+                updates += [self.blocks.extend(r, n) for r, n in zip(short_rows.tolist(), need.tolist(), strict=True)]
+            return rows, counts, False
         gone: set[int] = set()
-        for i in short.tolist():
-            row, count = int(rows[i]), int(counts[i])
-            if row in gone:
-                continue
-            if self.prefix_caching:
-                self._publish(row)
-            need = -(-(int(self._num_computed[row]) + count) // self.block_size) - len(self.blocks_of[row])
-            while self.pool.num_free < need:
+        for row, num_blocks in zip(short_rows.tolist(), need.tolist(), strict=True):
+            while row not in gone and self.pool.num_free < num_blocks:
                 victim = self._victim()
                 gone.add(victim)
                 self._preempt(victim)
-                if victim == row:
-                    break
-            else:
-                self._extend(row, need, updates)
-        if not gone:
-            return rows, counts, False
-        updates[:] = [u for u in updates if u[0] not in gone]
-        kept = ~np.isin(rows, np.fromiter(gone, np.int32))
+            if row not in gone:
+                updates.append(self.blocks.extend(row, num_blocks))
+        updates[:] = [u for u in updates if int(u[0, 0]) not in gone]
+        kept = ~np.isin(rows, np.array(list(gone)))
         return rows[kept], counts[kept], True
-
-    def _extend(self, row: int, num_blocks: int, updates: list[tuple[int, int, int]]) -> None:
-        blocks = self.blocks_of[row]
-        for _ in range(num_blocks):
-            block = self.pool.allocate()
-            updates.append((row, len(blocks), block))
-            blocks.append(block)
-        self._capacity[row] = len(blocks) * self.block_size
 
     def _victim(self) -> int:
         if self.config.scheduling_policy == "fcfs":
-            return self._running[-1]
+            return self.rows.running[-1]
 
         def rank(row: int) -> tuple[int, float]:
             request = self.request_of[row]
             assert request is not None
             return request.priority, request.arrival_time_s
 
-        return max(self._running, key=rank)
+        return max(self.rows.running, key=rank)
 
     def _preempt(self, row: int) -> None:
         request = self.request_of[row]
@@ -277,13 +280,14 @@ class Scheduler:
     def _admit(
         self,
         budget: int,
-        updates: list[tuple[int, int, int]],
+        updates: list[np.ndarray],
         copies: list[tuple[int, int]],
         new_rows: list[NewRow],
     ) -> list[tuple[int, int]]:
         """Let waiting requests in, in the queue's order, while budget, rows and blocks last."""
         admitted: list[tuple[int, int]] = []
-        while budget > 0 and self._free_rows:
+        promised = -1
+        while budget > 0 and self.rows.free:
             request = self.waiting.peek()
             if request is None:
                 break
@@ -295,146 +299,102 @@ class Scheduler:
             chunk = self._chunk(len(tokens) - computed, budget)
             if chunk <= 0:
                 break
-            need = -(-(computed + chunk) // self.block_size) - len(shared)
+            # the whole prompt must fit, or it would preempt itself half way through
+            whole = self.blocks.num_blocks_for(len(tokens)) - len(shared)
+            need = self.blocks.num_blocks_for(computed + chunk) - len(shared)
             # shared blocks that are free now leave the free list too
             taken = sum(self.pool.references[b] == 0 for b in shared)
-            reserve = len(self._running) // 8 if self._running else 0  # room for the decodes of the next steps
-            if self.pool.num_free - taken < need + reserve:
+            if promised < 0:
+                promised = self._promised_blocks()
+            if self.pool.num_free - taken < whole + promised + len(self.rows.running) // 8:  # and room for decodes
                 break
             self.waiting.pop()
-            row = self._enter(request, tokens, computed)
-            for block in shared:
-                self.pool.acquire(block)
-                updates.append((row, len(self.blocks_of[row]), block))
-                self.blocks_of[row].append(block)
-            self._published[row] = len(shared) if self.prefix_caching else 0
-            self._extend(row, need, updates)
+            row = self.rows.enter(request, tokens, computed)
+            updates.append(self.blocks.enter(row, shared, need))
             if source is not None:
                 copies.append((source, self.blocks_of[row][len(shared)]))
             new_rows.append(NewRow(row, request, tokens))
             admitted.append((row, chunk))
             budget -= chunk
+            promised += whole - need
+            if not request.first_scheduled_time_s:
+                request.first_scheduled_time_s = time.monotonic()
+                request.num_cached_tokens = computed
+                self._counters["queries"] += len(tokens)
+                self._counters["hits"] += computed
+                self._counters["prompt"] += len(tokens)
         return admitted
 
+    def _promised_blocks(self) -> int:
+        """Free blocks that the rest of the running rows' prompts will take."""
+        running = self.rows.order
+        missing = self.rows.num_tokens.take(running) - self.blocks.capacity.take(running)
+        return int((-(-np.maximum(missing, 0) // self.block_size)).sum())
+
     def _shared_blocks(self, request: Request, tokens: np.ndarray) -> tuple[list[int], int | None]:
-        """Blocks that need no computing, and, for a fork, the parent's block to copy. Changes nothing."""
-        last = len(tokens) - 1  # the last token is always computed: its logits are wanted
+        """Blocks that need no computing, and, for a fork, the parent's block to copy. Changes no block."""
         parent = request.parent
         if request.forked and parent is not None and parent.row >= 0 and not request.output_token_ids:
-            num = last // self.block_size
+            num = (len(tokens) - 1) // self.block_size
             blocks = self.blocks_of[parent.row]
-            if self._num_computed[parent.row] >= len(tokens):
+            if self.rows.num_computed[parent.row] >= len(tokens):
                 return blocks[:num], blocks[num]
-        if not self.prefix_caching or request.params.prompt_logprobs is not None:
+        if not self.blocks.prefix_caching or request.params.prompt_logprobs is not None:
             return [], None
-        extend_hashes(request.block_hashes, tokens, len(tokens), self.block_size, request.cache_salt)
-        blocks = []
-        for content in request.block_hashes[: last // self.block_size]:
-            block = self.pool.find(content)
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks, None
-
-    def _enter(self, request: Request, tokens: np.ndarray, computed: int) -> int:
-        row = self._free_rows.pop()
-        self.request_of[row] = request
-        self.handle_of[row] = request.handle
-        self._epoch[row] += 1
-        self._token_ids[row, : len(tokens)] = tokens
-        self._known[row] = self._num_tokens[row] = len(tokens)
-        self._num_computed[row] = computed
-        self._prompt_len[row] = len(request.prompt_token_ids)
-        self._max_total[row] = request.max_total_tokens
-        self._min_total[row] = self._prompt_len[row] + request.params.min_tokens
-        self._stop_ids[row] = -1
-        stops = sorted(request.stop_token_ids)
-        self._stop_ids[row, : min(len(stops), MAX_STOP_IDS)] = stops[:MAX_STOP_IDS]
-        self._many_stops[row] = len(stops) > MAX_STOP_IDS
-        self._stream[row] = request.stream
-        self.blocks_of[row] = []
-        self._running.append(row)
-        self._running_array = None
-        request.row, request.state = row, RequestState.RUNNING
-        if not request.first_scheduled_time_s:
-            request.first_scheduled_time_s = time.monotonic()
-            request.num_cached_tokens = computed
-            self._counters["queries"] += len(tokens)
-            self._counters["hits"] += computed
-            self._counters["prompt"] += len(tokens)
-        return row
+        return self.blocks.match(request, tokens), None
 
     def _leave(self, request: Request) -> None:
-        """Give up the row and its blocks; what is known of the output moves to the request."""
-        row = request.row
-        if self.prefix_caching:
-            self._publish(row)
-        request.output_token_ids = self._token_ids[row, self._prompt_len[row] : self._known[row]].tolist()
-        for block in reversed(self.blocks_of[row]):  # the end of a prompt is reused before its beginning
-            self.pool.release(block)
-        self.blocks_of[row] = []
-        self._capacity[row] = 0
-        self.request_of[row] = None
-        self.handle_of[row] = -1
-        self._epoch[row] += 1
-        self._running.remove(row)
-        self._running_array = None
-        self._free_rows.append(row)
-        request.row = -1
+        """Give up the row and its blocks."""
+        if request.error is None:
+            self._publish(request.row)
+        else:
+            self.blocks.withdraw(request.row)  # the next prompt of this kind must not meet what broke this one
+        self.blocks.leave(request.row)
+        self.rows.leave(request)
 
     def _publish(self, row: int) -> None:
         request = self.request_of[row]
         assert request is not None
-        num_full = int(min(self._num_computed[row], self._known[row])) // self.block_size
-        if num_full <= self._published[row]:
-            return
-        hashes = request.block_hashes
-        extend_hashes(hashes, self._token_ids[row], num_full * self.block_size, self.block_size, request.cache_salt)
-        for i in range(self._published[row], num_full):
-            self.pool.publish(self.blocks_of[row][i], hashes[i])
-        self._published[row] = num_full
+        state = self.rows
+        self.blocks.publish(row, request, state.token_ids[row], int(min(state.num_computed[row], state.known[row])))
 
     def _free_forks(self) -> None:
         """Children may start once their parent's prompt is in a plan."""
+        state = self.rows
         for handle in list(self._forks):
-            parent = self._requests.get(handle)
-            if parent is None or (parent.row >= 0 and self._num_computed[parent.row] >= self._prompt_len[parent.row]):
-                for child in self._forks.pop(handle):
-                    child.forked = True
-                    self.waiting.push_front(child)
+            parent = self._requests[handle]
+            if parent.row >= 0 and state.num_computed[parent.row] >= state.prompt_len[parent.row]:
+                self._release_forks(parent)
 
     # ---- results
 
     def commit(self, plan: StepPlan, result: StepResult) -> StepUpdate:
         """Take in what a plan sampled. Plans are committed in the order they were made."""
         now = self._last_step_time_s = time.monotonic()
-        rows = plan.rows[plan.samples]
-        position = (plan.num_computed + plan.num_scheduled)[plan.samples]
-        tokens = result.token_ids
-        current = self._epoch[rows] == plan.epochs[plan.samples]
+        state, tokens = self.rows, result.token_ids
+        rows, position, epochs = plan.rows.astype(np.int64), plan.num_computed + plan.num_scheduled, plan.epochs
+        if not plan.samples.all():
+            rows, position, epochs = rows[plan.samples], position[plan.samples], epochs[plan.samples]
+        current = state.epoch.take(rows) == epochs
         if not current.all():
             rows, position, tokens = rows[current], position[current], tokens[current]
-        self._token_ids[rows, position] = tokens
-        known = position + 1
-        self._known[rows] = known
+        may_end = state.write(rows, position, tokens)
         self._counters["generation"] += len(rows)
-        stopped = (self._stop_ids[rows] == tokens[:, None]).any(1) & (known > self._min_total[rows])
-        over = stopped | (known >= self._max_total[rows]) | self._many_stops[rows]
-        firsts = position == self._prompt_len[rows]
         first_tokens = []
-        for row in rows[firsts].tolist():
+        for row in rows[position == state.prompt_len.take(rows)].tolist():
             request = self.request_of[row]
             assert request is not None
             if not request.first_token_time_s:
                 request.first_token_time_s = now
                 first_tokens.append(request)
-        streamed = self._stream[rows]
-        handles, streamed_tokens = self.handle_of[rows][streamed], tokens[streamed]
+        handles, streamed_tokens, streamed = state.handle_of.take(rows), tokens, state.stream.take(rows)
+        if not streamed.all():
+            handles, streamed_tokens = handles[streamed], tokens[streamed]
         finished = []
-        for i in np.nonzero(over)[0].tolist():
+        for i in may_end.tolist():
             request = self.request_of[int(rows[i])]
             assert request is not None
-            if self._finish_reason(request, int(tokens[i]), int(known[i])):
+            if self._finish_reason(request, int(tokens[i]), int(position[i]) + 1):
                 finished.append(request)
         for row, message in result.errors.items():
             request = self.request_of[row]
@@ -457,17 +417,16 @@ class Scheduler:
 
     def current_handles(self, plan: StepPlan) -> dict[int, int]:
         """row -> handle, for the plan's rows that have not changed hands since."""
-        current = self._epoch[plan.rows] == plan.epochs
+        current = self.rows.epoch[plan.rows] == plan.epochs
         rows = plan.rows[current]
         return dict(zip(rows.tolist(), self.handle_of[rows].tolist(), strict=True))
 
     def num_known(self, row: int) -> int:
         """Tokens of a running row that are known on the host."""
-        return int(self._known[row])
+        return int(self.rows.known[row])
 
     def reset_prefix_cache(self) -> None:
-        self.pool.forget()
-        self._published = [len(blocks) for blocks in self.blocks_of]  # running rows publish nothing old again
+        self.blocks.forget()
 
     def stats(self) -> EngineStats:
         c = self._counters
