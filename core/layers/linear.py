@@ -11,18 +11,39 @@ from torch.nn import functional
 from core.interfaces.model import ModelContext
 from core.interfaces.quantization import LinearMethod, LinearSpec, ParameterSpec
 
+MAX_COPY_BYTES = 128 << 20
+"""A tied head is packed too, beside the embedding, if the copy is no larger than this."""
+
+
+def can_pack(weight: torch.Tensor) -> bool:
+    """Does oneDNN take this matrix in its own blocked layout?"""
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
 
 class PlainLinear:
-    """Weights as they are: y = x W^T + b."""
+    """Weights as they are: y = x W^T + b.
+
+    On a CPU they are packed once for oneDNN: measured against MKL's gemv and gemm (2 cores, AMD, float32), the
+    matrices of a 125 M Llama take 13.4 instead of 25.5 ms for 1 row and 44 instead of 93 ms for 16.
+    """
 
     def parameters(self, spec: LinearSpec) -> dict[str, ParameterSpec]:
         return {"weight": ParameterSpec((spec.out_features, spec.in_features), spec.dtype)}
 
     def finish(self, spec: LinearSpec, params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return params
+        if not can_pack(params["weight"]):
+            return params
+        return {"packed": torch.ops.mkldnn._reorder_linear_weight(params["weight"])}
 
     def apply(self, params: dict[str, torch.Tensor], x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return functional.linear(x, params["weight"], bias)
+        packed = params.get("packed")
+        if packed is None:
+            return functional.linear(x, params["weight"], bias)
+        return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
 class Linear(nn.Module):
@@ -46,11 +67,21 @@ class Linear(nn.Module):
             else None
         )
         self.params: dict[str, torch.Tensor] = {}
+        self.tied = False
+        """The weight is an embedding's as well: it stays as it is."""
 
     def finish(self) -> None:
-        """After loading: hand the stored tensors to the method, which may repack them."""
+        """After loading: hand the stored tensors to the method, which may repack them; what it drops is freed."""
         stored = {k: p.data for k, p in self.named_parameters(recurse=False) if k != "bias"}
+        if self.tied and sum(t.nbytes for t in stored.values()) > MAX_COPY_BYTES:
+            self.params = stored
+            return
         self.params = self.method.finish(self.spec, stored)
+        if not self.tied:
+            kept = {id(t) for t in self.params.values()}
+            for key, tensor in stored.items():
+                if id(tensor) not in kept:
+                    self.register_parameter(key, None)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.method.apply(self.params, x, self.bias)

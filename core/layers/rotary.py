@@ -61,12 +61,12 @@ class Rotary:
         """float32 [max_positions, head_dim]: cos, then sin"""
 
     def at(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin of a step's positions, once for all layers: [num_tokens, 1, head_dim / 2] each."""
+        """What `rotate` needs at a step's positions, once for all layers: [num_tokens, 1, head_dim] each."""
         cos, sin = self.cos_sin.index_select(0, positions).to(dtype).unsqueeze(1).chunk(2, -1)
-        return cos, sin
+        return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """x: [num_tokens, num_heads, head_dim] -> the same, rotated."""
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+    # the roll swaps the halves; the sign is in sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)

@@ -16,6 +16,9 @@ from core.sampling.logprobs import gather_logprobs, to_message
 from core.sampling.rows import Needs, SamplingRows
 from core.sampling.sampler import Sampler
 
+PROMPT_LOGPROBS_ROWS = 256
+"""Prompt positions whose logits are in memory at a time."""
+
 
 class Ticket:
     """A step's results on their way to the host."""
@@ -25,7 +28,11 @@ class Ticket:
         self._requests = [runner.sampling.requests[int(r)] for r in plan.rows[plan.samples]] if asked else []
         self._event: Any = None
         if runner.device.type == "cuda":
-            self._tensors = {k: t.to("cpu", non_blocking=True) for k, t in tensors.items()}
+            # only a copy into pinned memory leaves the host free
+            self._tensors = {
+                k: torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+                for k, t in tensors.items()
+            }
             self._event = torch.cuda.Event()
             self._event.record()
         else:
@@ -127,7 +134,12 @@ class ModelRunner:
             begin = int(ends[i] - plan.num_scheduled[i])
             num_top = request.params.prompt_logprobs or 0
             chosen = self.batch.token_ids[row, first + 1 : first + 1 + count].long()
-            logits = self.model.logits(hidden[begin : begin + count]).float()
-            ids, values, ranks = (t.tolist() for t in gather_logprobs(logits, chosen, num_top))
-            found[row] = [to_message(ids[j], values[j], ranks[j], num_top) for j in range(count)]
+            found[row] = []
+            # in pieces: the logits of a whole prompt may be larger than the model
+            for at in range(0, count, PROMPT_LOGPROBS_ROWS):
+                piece = slice(begin + at, begin + min(at + PROMPT_LOGPROBS_ROWS, count))
+                logits = self.model.logits(hidden[piece]).float()
+                mine = chosen[at : at + PROMPT_LOGPROBS_ROWS]
+                ids, values, ranks = (t.tolist() for t in gather_logprobs(logits, mine, num_top))
+                found[row] += [to_message(ids[j], values[j], ranks[j], num_top) for j in range(len(ids))]
         return found

@@ -71,7 +71,7 @@ class LlamaMLP(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         gate, up = self.gate_up_proj(hidden).chunk(2, -1)
-        return self.down_proj(functional.silu(gate) * up)
+        return self.down_proj(functional.silu(gate).mul_(up))
 
 
 class LlamaLayer(nn.Module):
@@ -131,6 +131,7 @@ class LlamaForCausalLM(nn.Module):
         self.lm_head = Linear(context, "lm_head", int(config["hidden_size"]), [int(config["vocab_size"])])
         if config.get("tie_word_embeddings", False):
             self.lm_head.weight = self.model.embed_tokens.weight
+            self.lm_head.tied = True
             self.weight_map = WeightMap(
                 self.weight_map.renames, self.weight_map.fused, (*self.weight_map.ignored, "lm_head.weight")
             )

@@ -32,7 +32,7 @@ class DecodeGroup:
     """(n, tokens in num_blocks)"""
     lengths: torch.Tensor
     """int64 [n]"""
-    masks: dict[int | None, torch.Tensor | None]
+    masks: dict[int | None, torch.Tensor]
     """window -> additive mask [n, 1, 1, tokens]"""
 
 
@@ -48,6 +48,8 @@ class PrefillChunk:
 @dataclass(slots=True)
 class TorchPlan:
     slots: torch.Tensor
+    stale: torch.Tensor | None
+    """int64: slots behind the last token of blocks that this step begins"""
     decodes: list[DecodeGroup]
     prefills: list[PrefillChunk]
 
@@ -63,12 +65,13 @@ class TorchBackend:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self._buffers: dict[int, torch.Tensor] = {}
 
     def allocate(
         self, spec: AttentionSpec, num_blocks: int, block_size: int, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         shape = (num_blocks, block_size, spec.num_kv_heads, spec.head_dim)
-        # zeros: slots that no token has written are masked, and a mask does not stop a NaN
+        # zeros: slots that no token has written are masked, and a mask does not stop a NaN (see TorchPlan.stale)
         return torch.zeros(shape, dtype=dtype, device=self.device), torch.zeros(shape, dtype=dtype, device=self.device)
 
     def plan(self, batch: ForwardBatch) -> None:
@@ -90,7 +93,22 @@ class TorchBackend:
                 blocks = meta.block_table[i, : -(-length // meta.block_size)].long()
             prefills.append(PrefillChunk(start, start + new, length, blocks))
             start += new
-        meta.state = TorchPlan(meta.slot_mapping, decodes, prefills)
+        meta.state = TorchPlan(meta.slot_mapping, self._stale_slots(batch), decodes, prefills)
+
+    def _stale_slots(self, batch: ForwardBatch) -> torch.Tensor | None:
+        """A block comes back with its last owner's numbers behind our tokens. They are masked, but were they NaN, one
+        broken sequence would spoil another: they are zeroed when the block is begun."""
+        meta = batch.attention
+        rest = -meta.seq_lens_host % meta.block_size
+        written = meta.block_size - rest
+        begun = np.nonzero((rest > 0) & (meta.query_lens_host >= written))[0]
+        if len(begun) == 0:
+            return None
+        counts = rest[begun]
+        last = np.repeat(np.cumsum(meta.query_lens_host)[begun] - 1, counts)
+        offset = np.arange(len(last)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
+        at = torch.from_numpy(np.stack([last, offset]).astype(np.int64)).to(self.device)
+        return meta.slot_mapping.index_select(0, at[0]) + at[1]
 
     def _group(self, batch: ForwardBatch, members: np.ndarray, num_blocks: int) -> DecodeGroup:
         meta = batch.attention
@@ -105,7 +123,9 @@ class TorchBackend:
             if num_blocks == 1 or bool((ids[1:] - ids[:-1] == 1).all()):
                 run = (int(ids[0]), num_blocks)
         tokens = num_blocks * meta.block_size
-        # unused entries of the table may be stale; they are masked, and clamped into the pool by being 0 or valid
+        # entries behind a sequence's own blocks are stale: read its first block instead, which is masked there
+        used = (lengths + meta.block_size - 1) // meta.block_size
+        blocks = torch.where(torch.arange(num_blocks, device=self.device) < used[:, None], blocks, blocks[:, :1])
         return DecodeGroup(None if whole else index, blocks.reshape(-1), run, (len(members), tokens), lengths, {})
 
     def forward(
@@ -121,6 +141,9 @@ class TorchBackend:
         keys, values = cache
         keys.view(-1, *keys.shape[2:]).index_copy_(0, plan.slots, key.to(keys.dtype))
         values.view(-1, *values.shape[2:]).index_copy_(0, plan.slots, value.to(values.dtype))
+        if plan.stale is not None:
+            keys.view(-1, *keys.shape[2:]).index_fill_(0, plan.stale, 0)
+            values.view(-1, *values.shape[2:]).index_fill_(0, plan.stale, 0)
         if spec.soft_cap is not None or spec.alibi_slopes is not None:
             return paged_attention_reference(spec, query, keys, values, batch)
         if len(plan.decodes) == 1 and not plan.prefills:
@@ -139,10 +162,19 @@ class TorchBackend:
             if chunk.blocks is None:
                 k, v = key[part], value[part]
             else:
-                k = keys.index_select(0, chunk.blocks).flatten(0, 1)[: chunk.length].to(query.dtype)
-                v = values.index_select(0, chunk.blocks).flatten(0, 1)[: chunk.length].to(query.dtype)
+                k = self._gather(0, keys, chunk.blocks).flatten(0, 1)[: chunk.length].to(query.dtype)
+                v = self._gather(1, values, chunk.blocks).flatten(0, 1)[: chunk.length].to(query.dtype)
             out[part] = self._prefill(spec, query[part], k, v)
         return out
+
+    def _gather(self, which: int, cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+        """The blocks in a row, in a buffer that every layer reuses: fresh memory costs up to nine times the copy."""
+        shape = (len(blocks), *cache.shape[1:])
+        size = len(blocks) * cache[0].numel()
+        buffer = self._buffers.get(which)
+        if buffer is None or buffer.numel() < size or buffer.dtype != cache.dtype:
+            buffer = self._buffers[which] = torch.empty(size + size // 4, dtype=cache.dtype, device=self.device)
+        return torch.index_select(cache, 0, blocks, out=buffer[:size].view(shape))
 
     def _decode(
         self, spec: AttentionSpec, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: DecodeGroup
@@ -152,7 +184,7 @@ class TorchBackend:
             first, count = group.run
             k, v = keys[first : first + count], values[first : first + count]
         else:
-            k, v = keys.index_select(0, group.blocks), values.index_select(0, group.blocks)
+            k, v = self._gather(0, keys, group.blocks), self._gather(1, values, group.blocks)
         k = k.view(n, tokens, spec.num_kv_heads, spec.head_dim).transpose(1, 2).to(query.dtype)
         v = v.view(n, tokens, spec.num_kv_heads, spec.head_dim).transpose(1, 2).to(query.dtype)
         if spec.window not in group.masks:
