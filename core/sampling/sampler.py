@@ -116,3 +116,23 @@ def inverse_cdf(probs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     # rounding may put the target at the very end: take the last token that has a probability
     last = probs.shape[-1] - 1 - (probs > 0).flip(-1).int().argmax(-1)
     return torch.minimum(index, last)
+
+
+def sample_reference(
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    floats: torch.Tensor,
+    top_k: torch.Tensor,
+    seeds: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """What the kernel of core/kernels/sampling.py computes: the steps above without edits, masks and penalties."""
+    logits = logits.float()
+    mine = floats[rows]
+    temperature = mine[:, 0]
+    greedy = temperature == 0
+    probs = (logits / torch.where(greedy, 1.0, temperature)[:, None]).softmax(-1)
+    probs = keep(probs, mine[:, 2] * probs.amax(-1))
+    probs = keep(probs, top_k_threshold(probs, top_k[rows]))
+    probs = keep(probs, torch.where(mine[:, 1] < 1, top_p_threshold(probs, mine[:, 1].double()), 0.0))
+    return torch.where(greedy, logits.argmax(-1), inverse_cdf(probs, uniform(seeds[rows], positions)))

@@ -1,0 +1,1 @@
+"""Triton kernels, one operation a file: reference, kernel, wrapper. `dispatch` chooses between kernel and reference."""

@@ -1,0 +1,79 @@
+"""The operations that layers and runner share, each in Triton on a GPU and in plain torch elsewhere.
+
+A function here looks at its first tensor: on a GPU that Triton can compile for, the kernel runs, else the reference
+that stands in the same file as the kernel. Triton is imported when the first tensor on such a GPU comes by.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+
+import torch
+from torch.nn import functional
+
+from core.kernels.references import add_rms_norm_reference, rms_norm_reference, silu_and_mul_reference
+
+MIN_CAPABILITY = (8, 0)
+"""Ampere: what bf16 matrix instructions and asynchronous copies need."""
+
+
+@functools.cache
+def _gpu_ready(index: int) -> bool:
+    if importlib.util.find_spec("triton") is None:
+        return False
+    return torch.version.hip is None and torch.cuda.get_device_capability(index) >= MIN_CAPABILITY
+
+
+def on_gpu(x: torch.Tensor) -> bool:
+    """May the Triton kernels be used for this tensor?"""
+    return x.is_cuda and _gpu_ready(x.device.index)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """[..., size] -> the same; the mean is taken in float32."""
+    if on_gpu(x):
+        from core.kernels import rms_norm as kernels
+
+        return kernels.rms_norm(x, weight, eps)
+    return rms_norm_reference(x, weight, eps)
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(norm(x + residual), x + residual). On a GPU the sum is written over `residual`."""
+    if on_gpu(x):
+        from core.kernels import rms_norm as kernels
+
+        return kernels.add_rms_norm(x, residual, weight, eps)
+    return add_rms_norm_reference(x, residual, weight, eps)
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """[..., 2 * size], gate then up -> silu(gate) * up, [..., size]"""
+    if on_gpu(x):
+        from core.kernels import activation
+
+        return activation.silu_and_mul(x)
+    return silu_and_mul_reference(x)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """[..., in] x [out, in] -> [..., out]. Few rows on a GPU: a kernel that is bound by reading the weight alone."""
+    if on_gpu(x):
+        from core.kernels import skinny_linear
+
+        if skinny_linear.fits(x, weight):
+            return skinny_linear.skinny_linear(x, weight, bias)
+    return functional.linear(x, weight, bias)
+
+
+def linear_silu_and_mul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """silu(x Wg^T) * (x Wu^T) with weight = [Wg; Wu]; few rows on a GPU: one kernel."""
+    if on_gpu(x):
+        from core.kernels import skinny_linear
+
+        if skinny_linear.fits(x, weight, silu=True):
+            return skinny_linear.skinny_linear(x, weight, None, silu=True)
+    return silu_and_mul(linear(x, weight))

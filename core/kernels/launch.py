@@ -1,0 +1,43 @@
+"""How kernels are launched: is programmatic dependent launch (PDL) there, how many multiprocessors has the device.
+
+With PDL a kernel's blocks start while the kernel before still drains, and wait (gdc_wait) before they touch what it
+wrote. Every kernel of ours launched so calls gdc_wait in every block, also in those with nothing to do: a kernel that
+skipped it could end before its predecessor, and the one behind would read too early.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+@functools.cache
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def has_pdl(x: torch.Tensor) -> bool:
+    """Hopper and newer."""
+    return x.is_cuda and _capability(x.device.index) >= (9, 0)
+
+
+def has_tma(x: torch.Tensor) -> bool:
+    """Loads through tensor descriptors: Hopper and newer."""
+    return x.is_cuda and _capability(x.device.index) >= (9, 0)
+
+
+def num_multiprocessors(x: torch.Tensor) -> int:
+    """Of the tensor's device; a small number where there is none (Triton's interpreter)."""
+    return _multiprocessors(x.device.index) if x.is_cuda else 4
+
+
+def options(pdl: bool, **more: Any) -> dict[str, Any]:
+    """Keywords of a launch. launch_pdl is named only where it is on: the interpreter does not know it."""
+    return {**more, "launch_pdl": True} if pdl else more

@@ -1,0 +1,91 @@
+"""The Triton backend against the reference, in Triton's interpreter (float32: its dot is wrong for bfloat16)."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: before the imports below
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs these on the GPU itself")
+
+from attention_cases import Case, build, spec  # noqa: E402
+
+from plugins.attention.torch.reference import paged_attention_reference  # noqa: E402
+from plugins.attention.triton.backend import TritonBackend  # noqa: E402
+
+DECODES = [(1, 0), (1, 15), (1, 16), (1, 40), (1, 6)]
+MIXED = [(1, 30), (1, 3), (17, 0), (5, 20), (33, 0), (16, 16), (2, 0)]
+CASES = {
+    "decodes": Case(spec(), DECODES),
+    "decodes, one head a group": Case(spec(3, 3), DECODES),
+    "decodes, group of 7": Case(spec(7, 1, 32), DECODES),
+    "decodes, head_dim 20": Case(spec(4, 2, 20), DECODES),
+    "decodes, window": Case(spec(window=9), DECODES),
+    "decodes, soft cap": Case(spec(soft_cap=5.0), DECODES),
+    "decodes, alibi": Case(spec(alibi_slopes=(0.5, 0.25, 0.125, 0.06)), DECODES),
+    "decodes, padded rows": Case(spec(), DECODES[:2], padding=2),
+    "one long decode, split": Case(spec(2, 1), [(1, 400)]),
+    "one long decode, split, window": Case(spec(2, 1, window=300), [(1, 400)], block_size=32),
+    "prompts": Case(spec(), [(17, 0), (2, 0), (33, 0)]),
+    "mixed": Case(spec(), MIXED),
+    "mixed, head_dim 20": Case(spec(4, 2, 20), MIXED[:4]),
+    "mixed, window": Case(spec(window=9), MIXED),
+    "mixed, soft cap": Case(spec(soft_cap=5.0), MIXED[:4]),
+    "mixed, alibi": Case(spec(alibi_slopes=(0.5, 0.25, 0.125, 0.06)), MIXED[:4]),
+    "mixed, blocks of 64": Case(spec(2, 1), MIXED, block_size=64),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_forward(name: str) -> None:
+    case = CASES[name]
+    built = build(case)
+    backend = TritonBackend(torch.device("cpu"))
+    backend.plan(built.batch)
+    out = backend.forward(case.spec, built.query, built.key, built.value, built.cache, built.batch)
+    expected = paged_attention_reference(case.spec, built.query, *built.filled, built.batch)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    for got, wanted in zip(built.cache, built.filled, strict=True):
+        torch.testing.assert_close(got, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_forward_rope(norm: bool) -> None:
+    from core.kernels.references import rope_and_cache_reference
+
+    case = Case(spec(), MIXED[:4])
+    built = build(case)
+    g = torch.Generator().manual_seed(1)
+    qkv = torch.cat([built.query, built.key, built.value], 1).flatten(1)
+    cos_sin = torch.randn(64, 16, generator=g)
+    weights = (torch.randn(16, generator=g), torch.randn(16, generator=g)) if norm else (None, None)
+    expected_qkv, cache = qkv.clone(), tuple(c.clone() for c in built.cache)
+    meta = built.batch.attention
+    rope_and_cache_reference(expected_qkv, cos_sin, built.batch.positions, meta.slot_mapping, *cache, 4, *weights, 1e-6)
+    expected = paged_attention_reference(
+        case.spec, expected_qkv.view(-1, 8, 16)[:, :4].contiguous(), cache[0], cache[1], built.batch
+    )
+    backend = TritonBackend(torch.device("cpu"))
+    backend.plan(built.batch)
+    out = backend.forward_rope(case.spec, qkv, cos_sin, built.cache, built.batch, *weights, 1e-6)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_descriptors() -> None:
+    from plugins.attention.triton.prefill import SMALL, prefill_attention
+
+    case = Case(spec(), [(17, 0), (40, 0)])
+    built = build(case)
+    meta = built.batch.attention
+    tiles = torch.tensor([(1, 2), (1, 1), (1, 0), (0, 1), (0, 0)], dtype=torch.int32)
+    out = torch.full_like(built.query, float("nan"))
+    prefill_attention(
+        case.spec, built.query, built.key, built.value, meta.block_table, meta.query_start_loc, meta.seq_lens, tiles,
+        out, paged=False, config=SMALL, tma=True,
+    )  # fmt: skip
+    expected = paged_attention_reference(case.spec, built.query, *built.filled, built.batch)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
