@@ -12,8 +12,17 @@ from core.sampling_params import GuidedDecodingParams
 MAX_DEPTH = 100
 
 _SCHEMA = {
-    "additionalItems", "additionalProperties", "contains", "else", "if", "items", "not", "propertyNames", "then",
-    "unevaluatedItems", "unevaluatedProperties",
+    "additionalItems",
+    "additionalProperties",
+    "contains",
+    "else",
+    "if",
+    "items",
+    "not",
+    "propertyNames",
+    "then",
+    "unevaluatedItems",
+    "unevaluatedProperties",
 }
 _SCHEMA_LIST = {"allOf", "anyOf", "items", "oneOf", "prefixItems"}
 _SCHEMA_MAP = {"$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"}
@@ -30,9 +39,7 @@ def read_schema(constraint: GuidedDecodingParams) -> Any:
         except (ValueError, RecursionError) as error:
             raise RequestError(f"the JSON schema is not valid JSON: {error}", param="guided_json") from None
     if not isinstance(schema, dict | bool):
-        raise RequestError(
-            f"a JSON schema is an object or a boolean, not {type(schema).__name__}", param="guided_json"
-        )
+        raise RequestError(f"a JSON schema is an object or a boolean, not {type(schema).__name__}", param="guided_json")
     check_depth(schema)
     return schema
 
@@ -43,7 +50,8 @@ def check_depth(value: Any) -> None:
     for _ in range(MAX_DEPTH):
         level = [
             child
-            for node in level if isinstance(node, dict | list)
+            for node in level
+            if isinstance(node, dict | list)
             for child in (node.values() if isinstance(node, dict) else node)
         ]
         if not level:

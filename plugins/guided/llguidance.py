@@ -21,9 +21,22 @@ from plugins.guided.structural_tag import structural_tag_grammar
 
 UNSUPPORTED_KEYWORDS = frozenset(
     (
-        "$dynamicRef", "$recursiveRef", "contains", "dependencies", "dependentRequired", "dependentSchemas", "else",
-        "if", "maxContains", "minContains", "not", "propertyNames", "then", "unevaluatedItems",
-        "unevaluatedProperties", "uniqueItems",
+        "$dynamicRef",
+        "$recursiveRef",
+        "contains",
+        "dependencies",
+        "dependentRequired",
+        "dependentSchemas",
+        "else",
+        "if",
+        "maxContains",
+        "minContains",
+        "not",
+        "propertyNames",
+        "then",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+        "uniqueItems",
     )
 )
 MAX_LEXER_STATES = 50_000
@@ -45,8 +58,7 @@ class LLGuidanceBackend:
         self._limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
         self._executor = llguidance.LLExecutor(max(1, min(8, len(os.sched_getaffinity(0)))))
         self._specials = {
-            text: token
-            for text, token in _added_tokens(vocabulary).items() if self._tokenizer.is_special_token(token)
+            text: token for text, token in _added_tokens(vocabulary).items() if self._tokenizer.is_special_token(token)
         }
 
     def unsupported(self, constraint: GuidedDecodingParams) -> list[str]:
@@ -79,7 +91,10 @@ class LLGuidanceBackend:
             if constraint.json is not None or constraint.json_object:
                 schema = _without(read_schema(constraint), "uniqueItems")
                 pattern = constraint.whitespace_pattern
-                options = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE if pattern is None else pattern}
+                options = {
+                    "whitespace_flexible": True,
+                    "whitespace_pattern": WHITESPACE if pattern is None else pattern,
+                }
                 return str(matcher.grammar_from_json_schema(json.dumps(schema), overrides=options))
             if constraint.regex is not None:
                 return str(matcher.grammar_from_regex(constraint.regex))
@@ -96,8 +111,9 @@ class LLGuidanceBackend:
 
     def _refusal(self, constraint: GuidedDecodingParams, message: str) -> RequestError:
         kind = next(
-            k for k in ("json", "json_object", "regex", "choice", "grammar", "structural_tag") if getattr(constraint, k)
-            not in (None, False)
+            k
+            for k in ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
+            if getattr(constraint, k) not in (None, False)
         )
         message = message.split("\n<state>")[0].strip()
         message = message if len(message) <= 500 else f"{message[:400]} ... {message[-80:]}"

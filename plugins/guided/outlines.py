@@ -28,12 +28,35 @@ MAX_INDEX_BYTES = 64 << 20
 MAX_ROLLBACK = 64
 
 _ANNOTATIONS = {
-    "$comment", "$defs", "$id", "$schema", "default", "definitions", "deprecated", "description", "examples",
-    "readOnly", "title", "writeOnly",
+    "$comment",
+    "$defs",
+    "$id",
+    "$schema",
+    "default",
+    "definitions",
+    "deprecated",
+    "description",
+    "examples",
+    "readOnly",
+    "title",
+    "writeOnly",
 }
 _KEYWORDS = _ANNOTATIONS | {
-    "$ref", "additionalProperties", "anyOf", "const", "enum", "format", "items", "maxItems", "maxLength", "minItems",
-    "minLength", "pattern", "properties", "required", "type",
+    "$ref",
+    "additionalProperties",
+    "anyOf",
+    "const",
+    "enum",
+    "format",
+    "items",
+    "maxItems",
+    "maxLength",
+    "minItems",
+    "minLength",
+    "pattern",
+    "properties",
+    "required",
+    "type",
 }
 _FORMATS = {"date", "date-time", "email", "time", "uri", "uuid"}
 _TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
@@ -87,16 +110,26 @@ class OutlinesBackend:
             return str(build_regex_from_schema(text, constraint.whitespace_pattern))
         except (ValueError, TypeError) as error:
             message = str(error).split("\n")[0][:300]
-            raise UnsupportedConstraintError(f"the JSON schema is not accepted: {message}", param="guided_json") from None
+            raise UnsupportedConstraintError(
+                f"the JSON schema is not accepted: {message}", param="guided_json"
+            ) from None
 
     def _build(self, regex: str) -> bytes:
         worker = Path(__file__).with_name("outlines_worker.py")
         order = msgspec.msgpack.encode(
-            {"regex": regex, "eos": self._eos[0], "tokens": msgspec.Raw(self._tokens), "memory": MAX_MEMORY_BYTES,
-             "seconds": int(TIMEOUT_S) + 1}
+            {
+                "regex": regex,
+                "eos": self._eos[0],
+                "tokens": msgspec.Raw(self._tokens),
+                "memory": MAX_MEMORY_BYTES,
+                "seconds": int(TIMEOUT_S) + 1,
+            }
         )
         process = subprocess.Popen(
-            [sys.executable, "-P", str(worker)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            [sys.executable, "-P", str(worker)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
         try:
             answer, _ = process.communicate(order, TIMEOUT_S)

@@ -40,7 +40,7 @@ def structural_tag_grammar(value: str | dict[str, Any] | None, special_tokens: M
             raise _wrong(f"structures[{index}].begin={begin!r} starts with none of the triggers {triggers!r}")
         name = f"tag_{index}"
         names.append(name)
-        body = f"{_quoted(begin[len(trigger):])} %json {json.dumps(schema)} {_quoted(end)}"
+        body = f"{_quoted(begin[len(trigger) :])} %json {json.dumps(schema)} {_quoted(end)}"
         if trigger in special_tokens:
             rules.append(f"{name}: FREE_TEXT <[{special_tokens[trigger]}]> {body}")
         else:

@@ -34,7 +34,9 @@ class PythonicParser(MarkerParser):
             if not (yield from self.literal("(")):
                 return
             inside = yield from self._brackets()
-            arguments = None if inside is None else _arguments(inside, list(self.tools.get(name, {}).get("properties") or {}))
+            arguments = (
+                None if inside is None else _arguments(inside, list(self.tools.get(name, {}).get("properties") or {}))
+            )
             if arguments is None:
                 return
             self.call(name, arguments)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,9 @@ from typing import Any
 import click
 
 from server.cli.options import EngineCommand, with_engine_options
+
+WORDS = ("the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he")
+"""Each is one token in most vocabularies."""
 
 
 @click.group()
@@ -41,17 +46,33 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     if not values:
         return {"mean": 0.0, "median": 0.0, "p99": 0.0, "max": 0.0}
     ordered = sorted(values)
-    p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+    p99 = ordered[math.ceil(len(ordered) * 0.99) - 1]
     return {"mean": statistics.fmean(ordered), "median": statistics.median(ordered), "p99": p99, "max": ordered[-1]}
 
 
 def report(figures: dict[str, Any], json_path: Path | None) -> None:
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            value = "  ".join(f"{k} {v:.2f}" for k, v in value.items())
-        elif isinstance(value, float):
-            value = f"{value:.3f}"
-        click.echo(f"{name:<28} {value}")
+    """A table on a terminal, plain lines in a pipe, and JSON where asked."""
+    single = {k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in figures.items() if not isinstance(v, dict)}
+    spread = {k: v for k, v in figures.items() if isinstance(v, dict)}
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(show_header=False)
+        for name, value in single.items():
+            table.add_row(name, value)
+        console = Console()
+        console.print(table)
+        if spread:
+            table = Table("", "mean", "median", "p99", "max")
+            for name, values in spread.items():
+                table.add_row(name, *(f"{values[k]:.2f}" for k in ("mean", "median", "p99", "max")))
+            console.print(table)
+    else:
+        for name, text in single.items():
+            click.echo(f"{name:<28} {text}")
+        for name, values in spread.items():
+            click.echo(f"{name:<28} " + "  ".join(f"{k} {v:.2f}" for k, v in values.items()))
     if json_path:
         json_path.write_text(json.dumps(figures, indent=1) + "\n")
 
@@ -146,11 +167,28 @@ def throughput(
 @click.option("--num-prompts", type=int, default=100, show_default=True, help="Requests in all.")
 @click.option("--request-rate", type=float, help="Requests a second, at random gaps; unset: all at once.")
 @click.option("--max-concurrency", type=int, default=64, show_default=True, help="Most requests at once.")
+@click.option(
+    "--prompts",
+    type=click.Choice(["ids", "words"]),
+    default="ids",
+    show_default=True,
+    help="Random token ids (exact lengths), or random words for servers that take text alone.",
+)
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the latencies as an SVG picture.")
 @sizes
 def serve(**options: Any) -> None:
     """Drive a server with streamed completions: TTFT, TPOT, ITL, end to end, in ms."""
-    figures, samples = asyncio.run(_drive(**{k: v for k, v in options.items() if k not in ("json_path", "plot")}))
+    import httpx
+
+    drive = _drive(**{k: v for k, v in options.items() if k not in ("json_path", "plot")})
+    try:
+        figures, samples = asyncio.run(drive)
+    except (httpx.HTTPError, KeyError, IndexError, ValueError) as error:
+        url = f"{options['url'].rstrip('/')}/models"
+        raise click.ClickException(
+            f"{url} does not answer as an OpenAI-compatible server does ({type(error).__name__}: {error}); "
+            "is the server up, is --url its base with /v1, and is --api-key right?"
+        ) from None
     report(figures, options["json_path"])
     if options["plot"]:
         options["plot"].write_text(_picture(samples))
@@ -168,6 +206,7 @@ async def _drive(
     input_len: int,
     output_len: int,
     seed_of_prompts: int,
+    prompts: str,
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
     import httpx
 
@@ -183,7 +222,7 @@ async def _drive(
             answer.raise_for_status()
             model = answer.json()["data"][0]["id"]
 
-        async def one(prompt: list[int]) -> None:
+        async def one(prompt: list[int] | str) -> None:
             nonlocal made
             body = {
                 "model": model,
@@ -197,7 +236,7 @@ async def _drive(
             async with gate:
                 begun = last = time.perf_counter()
                 first = None
-                tokens = 0
+                tokens = pieces = 0
                 try:
                     async with client.stream("POST", "/completions", json=body) as response:
                         if response.status_code != 200:
@@ -218,11 +257,13 @@ async def _drive(
                                 else:
                                     samples["itl_ms"].append((now - last) * 1e3)
                                 last = now
+                                pieces += 1
                             if event.get("usage"):
                                 tokens = event["usage"]["completion_tokens"]
                 except httpx.HTTPError as error:
                     errors.append(f"{type(error).__name__}: {error}")
                     return
+                tokens = tokens or pieces  # a server that reports no usage sends a token a piece, as a rule
                 made += tokens
                 samples["e2e_ms"].append((last - begun) * 1e3)
                 if first is not None and tokens > 1:
@@ -231,7 +272,10 @@ async def _drive(
         tasks = []
         begun = time.perf_counter()
         for _ in range(num_prompts):
-            tasks.append(asyncio.create_task(one([rng.randrange(10, 4000) for _ in range(input_len)])))
+            prompt: list[int] | str = [rng.randrange(10, 4000) for _ in range(input_len)]
+            if prompts == "words":
+                prompt = " ".join(rng.choice(WORDS) for _ in range(input_len))
+            tasks.append(asyncio.create_task(one(prompt)))
             if request_rate:
                 await asyncio.sleep(rng.expovariate(request_rate))
         await asyncio.gather(*tasks)

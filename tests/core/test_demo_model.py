@@ -12,7 +12,8 @@ GREEDY = SamplingParams(temperature=0, max_tokens=100)
 WEATHER = {
     "type": "function",
     "function": {
-        "name": "get_weather", "description": "Get the weather of a city",
+        "name": "get_weather",
+        "description": "Get the weather of a city",
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
@@ -69,7 +70,14 @@ def test_bad_requests_name_the_way_out(engine):
         engine.generate([[5] * 3000], GREEDY)
     with pytest.raises(RequestError, match="not one of the model's"):
         engine.generate([[5, 100_000]], GREEDY)
-    for bad in ({"temperature": -1}, {"temperature": float("nan")}, {"max_tokens": 0}, {"stop": [""]}, {"top_p": 0}, {"n": 0}):
+    for bad in (
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"max_tokens": 0},
+        {"stop": [""]},
+        {"top_p": 0},
+        {"n": 0},
+    ):
         with pytest.raises(RequestError, match=next(iter(bad))):
             SamplingParams(**bad)
     assert ask(engine, "What is 2 + 2?") == "2 + 2 = 4"

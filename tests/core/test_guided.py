@@ -35,7 +35,9 @@ def tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=["<|end|>", "<|tool|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=500,
+        special_tokens=["<|end|>", "<|tool|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(LINES * 20, trainer)
@@ -116,15 +118,23 @@ PERSON = {
     "required": ["name", "age", "tags"],
     "additionalProperties": False,
 }
-SIMPLE = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 6}, "ok": {"type": "boolean"}}, "required": ["ok"]}
+SIMPLE = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 6}, "ok": {"type": "boolean"}},
+    "required": ["ok"],
+}
 
 
 def is_person(text: str) -> bool:
     value = json.loads(text)
     return (
-        set(value) == {"name", "age", "tags"} and isinstance(value["name"], str) and len(value["name"]) <= 6
-        and type(value["age"]) is int and 10 <= value["age"] <= 99
-        and 1 <= len(value["tags"]) <= 3 and set(value["tags"]) <= {"red", "green"}
+        set(value) == {"name", "age", "tags"}
+        and isinstance(value["name"], str)
+        and len(value["name"]) <= 6
+        and type(value["age"]) is int
+        and 10 <= value["age"] <= 99
+        and 1 <= len(value["tags"]) <= 3
+        and set(value["tags"]) <= {"red", "green"}
     )
 
 
@@ -139,7 +149,10 @@ WALKS: list[tuple[dict[str, Any], Callable[[str], bool]]] = [
     ({"json": json.dumps(PERSON)}, is_person),
     ({"json_object": True}, lambda t: isinstance(json.loads(t), dict)),
     ({"regex": UNICODE}, lambda t: bool(re.fullmatch(UNICODE, t))),
-    ({"choice": ("yes", "no", "no way", "über\n*.", "日本")}, lambda t: t in ("yes", "no", "no way", "über\n*.", "日本")),
+    (
+        {"choice": ("yes", "no", "no way", "über\n*.", "日本")},
+        lambda t: t in ("yes", "no", "no way", "über\n*.", "日本"),
+    ),
     ({"grammar": 'start: "a" b\nb: /[0-9]{2}/ | "(" start ")"'}, lambda t: bool(re.fullmatch(r"(a\()*a\d\d\)*", t))),
     ({"grammar": 'root ::= "x" [0-9] [0-9]?'}, lambda t: bool(re.fullmatch(r"x\d\d?", t))),
     ({"json": {"type": "integer", "minimum": 3, "maximum": 7}, "whitespace_pattern": ""}, lambda t: 3 <= int(t) <= 7),
@@ -150,7 +163,9 @@ WALKS: list[tuple[dict[str, Any], Callable[[str], bool]]] = [
 
 
 @pytest.mark.parametrize(("constraint", "valid"), WALKS, ids=lambda w: str(w)[:50])
-def test_random_walks_are_valid(vocabulary: Vocabulary, constraint: dict[str, Any], valid: Callable[[str], bool]) -> None:
+def test_random_walks_are_valid(
+    vocabulary: Vocabulary, constraint: dict[str, Any], valid: Callable[[str], bool]
+) -> None:
     guided = manager(vocabulary)
     for handle in range(20):
         guided.submit(handle, GuidedDecodingParams(**constraint))

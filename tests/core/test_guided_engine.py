@@ -25,7 +25,7 @@ def guided(seed: int, max_tokens: int = 80, n: int = 1, **constraint) -> Samplin
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"async_scheduling": True}, {"num_blocks": 20, "max_model_len": 160, "async_scheduling": True}],
+    [{}, {"async_scheduling": True}, {"num_blocks": 12, "max_model_len": 160, "async_scheduling": True}],
     ids=["plain", "overlap", "preempted"],
 )
 def test_constraints_hold_in_a_mixed_batch(options):

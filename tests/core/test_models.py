@@ -68,8 +68,8 @@ def test_batched_tokens_and_logprobs_are_those_of_transformers(checkpoint, name)
     [
         {"max_num_batched_tokens": 7},
         {"max_num_batched_tokens": 64, "long_prefill_token_threshold": 9, "async_scheduling": True},
-        {"num_blocks": 16, "max_model_len": 128, "max_num_batched_tokens": 50},
-        {"num_blocks": 16, "max_model_len": 128, "async_scheduling": True, "enable_prefix_caching": False},
+        {"num_blocks": 9, "max_model_len": 128, "max_num_batched_tokens": 50},
+        {"num_blocks": 9, "max_model_len": 128, "async_scheduling": True, "enable_prefix_caching": False},
         {"max_num_seqs": 2, "block_size": 4},
     ],
     ids=["chunked", "chunked-overlap", "preempted", "preempted-overlap", "two-rows"],

@@ -41,7 +41,10 @@ def test_half_a_character_waits_and_comes_out_at_the_end(tokenizer):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.text("ab.", max_size=3), max_size=12), st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=3))
+@given(
+    st.lists(st.text("ab.", max_size=3), max_size=12),
+    st.lists(st.text("ab.", min_size=1, max_size=4), min_size=1, max_size=3),
+)
 def test_stop_strings_do_not_depend_on_the_cuts(pieces, stops):
     whole = "".join(pieces)
     # the stop whose last character comes first is the one that ends the text
@@ -76,7 +79,9 @@ def test_stop_strings_end_the_request(checkpoint):
             assert (answer.text, answer.finish_reason, answer.stop_reason) == (text[:end], "stop", stop)
             streamed = "".join(
                 o.outputs[0].text
-                for o in engine.stream("hello", SamplingParams(stop=[stop], include_stop_str_in_output=include, **params))
+                for o in engine.stream(
+                    "hello", SamplingParams(stop=[stop], include_stop_str_in_output=include, **params)
+                )
             )
             assert streamed == text[:end]
         assert engine.stats().num_free_blocks == engine.stats().num_blocks
@@ -89,7 +94,9 @@ def test_bytes_of_tokens_make_the_text(tokenizer):
 
 
 def test_a_template_says_what_it_refuses():
-    template = ChatTemplate("{% if messages|length > 1 %}{{ raise_exception('one at a time') }}{% endif %}{{ messages[0].content }}")
+    template = ChatTemplate(
+        "{% if messages|length > 1 %}{{ raise_exception('one at a time') }}{% endif %}{{ messages[0].content }}"
+    )
     assert template.render([{"role": "user", "content": "x"}]) == "x"
     with pytest.raises(RequestError, match="one at a time"):
         template.render([{"role": "user", "content": "x"}] * 2)

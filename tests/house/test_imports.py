@@ -53,7 +53,9 @@ def run(code: str) -> str:
 
 def test_importing_core_is_light():
     code = "import sys, time; t = time.perf_counter(); import core; t = time.perf_counter() - t; "
-    loaded, seconds = run(code + "print([m for m in ('torch', 'transformers', 'triton', 'numpy') if m in sys.modules]); print(t)").split("\n")[:2]
+    loaded, seconds = run(
+        code + "print([m for m in ('torch', 'transformers', 'triton', 'numpy') if m in sys.modules]); print(t)"
+    ).split("\n")[:2]
     assert loaded == "[]"
     assert float(seconds) < 0.1
 
@@ -69,8 +71,20 @@ def test_plugins_register_without_loading_torch():
 
 def test_public_names():
     names = {
-        "AsyncEngine", "AsyncEngineArgs", "AsyncLLMEngine", "BackplaneError", "CompletionOutput", "Engine", "EngineConfig",
-        "GuidedDecodingParams", "LLM", "RequestError", "RequestOutput", "SamplingParams", "__version__", "hookimpl",
+        "AsyncEngine",
+        "AsyncEngineArgs",
+        "AsyncLLMEngine",
+        "BackplaneError",
+        "CompletionOutput",
+        "Engine",
+        "EngineConfig",
+        "GuidedDecodingParams",
+        "LLM",
+        "RequestError",
+        "RequestOutput",
+        "SamplingParams",
+        "__version__",
+        "hookimpl",
     }
     assert set(core.__all__) == names
     for name in names:

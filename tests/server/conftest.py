@@ -31,16 +31,31 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(["the engine serves the model and the model serves the engine"] * 4, trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 64,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-        "vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0, "tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 1,
-        "torch_dtype": "float32", "hidden_act": "silu",
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": "float32",
+        "hidden_act": "silu",
     }
     (folder / "config.json").write_text(json.dumps(config))
     settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE}
@@ -54,8 +69,12 @@ class Server:
 
     def __init__(self, model: Path, engine: dict | None = None, server: dict | None = None) -> None:
         engine = {
-            "model": str(model), "load_format": "dummy", "served_model_name": ("tiny", "also-tiny"), "num_threads": 1,
-            "num_blocks": 2048, **(engine or {}),
+            "model": str(model),
+            "load_format": "dummy",
+            "served_model_name": ("tiny", "also-tiny"),
+            "num_threads": 1,
+            "num_blocks": 2048,
+            **(engine or {}),
         }
         code = (
             "import logging; logging.basicConfig(level=logging.INFO)\n"

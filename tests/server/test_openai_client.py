@@ -50,8 +50,12 @@ def test_chat_stream_says_the_same_as_the_whole(client):
 def test_async_streams_side_by_side(server):
     async def one(client, i):
         stream = await client.chat.completions.create(
-            model="tiny", messages=[{"role": "user", "content": f"engine {i}"}], stream=True, max_tokens=12,
-            extra_body={"ignore_eos": True}, stream_options={"include_usage": True, "continuous_usage_stats": True},
+            model="tiny",
+            messages=[{"role": "user", "content": f"engine {i}"}],
+            stream=True,
+            max_tokens=12,
+            extra_body={"ignore_eos": True},
+            stream_options={"include_usage": True, "continuous_usage_stats": True},
         )
         usages = [chunk.usage.completion_tokens async for chunk in stream]
         assert usages == sorted(usages) and usages[-1] == 12
@@ -65,7 +69,12 @@ def test_async_streams_side_by_side(server):
 
 def test_chat_logprobs(client):
     answer = client.chat.completions.create(
-        model="tiny", messages=MESSAGES, max_tokens=4, logprobs=True, top_logprobs=3, temperature=0,
+        model="tiny",
+        messages=MESSAGES,
+        max_tokens=4,
+        logprobs=True,
+        top_logprobs=3,
+        temperature=0,
         extra_body={"ignore_eos": True, "return_token_ids": True},
     )
     content = answer.choices[0].logprobs.content
@@ -79,7 +88,12 @@ def test_chat_logprobs(client):
 
 def test_stream_logprobs(client):
     stream = client.chat.completions.create(
-        model="tiny", messages=MESSAGES, max_tokens=6, logprobs=True, top_logprobs=2, stream=True,
+        model="tiny",
+        messages=MESSAGES,
+        max_tokens=6,
+        logprobs=True,
+        top_logprobs=2,
+        stream=True,
         extra_body={"ignore_eos": True},
     )
     positions = [p for c in stream for choice in c.choices if choice.logprobs for p in choice.logprobs.content]
@@ -111,7 +125,12 @@ def test_completion_stream_of_several_prompts_and_answers(client):
 
 def test_completion_echo_and_logprobs(client):
     answer = client.completions.create(
-        model="tiny", prompt="the engine serves", max_tokens=3, echo=True, logprobs=2, temperature=0,
+        model="tiny",
+        prompt="the engine serves",
+        max_tokens=3,
+        echo=True,
+        logprobs=2,
+        temperature=0,
         extra_body={"ignore_eos": True},
     )
     choice = answer.choices[0]
@@ -134,9 +153,13 @@ def test_best_of_and_stop(client):
         model="tiny", prompt="the", best_of=3, n=1, max_tokens=4, extra_body={"ignore_eos": True}
     )
     assert len(answer.choices) == 1
-    whole = client.completions.create(
-        model="tiny", prompt="the", max_tokens=30, temperature=0, extra_body={"ignore_eos": True}
-    ).choices[0].text
+    whole = (
+        client.completions.create(
+            model="tiny", prompt="the", max_tokens=30, temperature=0, extra_body={"ignore_eos": True}
+        )
+        .choices[0]
+        .text
+    )
     stop = next(ch for ch in whole[5:] if ch.isascii() and ch.isprintable())
     cut = client.completions.create(
         model="tiny", prompt="the", max_tokens=30, temperature=0, stop=[stop], extra_body={"ignore_eos": True}
@@ -146,14 +169,31 @@ def test_best_of_and_stop(client):
 
 def test_vllm_extras_are_taken(client):
     answer = client.chat.completions.create(
-        model="tiny", messages=MESSAGES, max_tokens=4, seed=3,
+        model="tiny",
+        messages=MESSAGES,
+        max_tokens=4,
+        seed=3,
         extra_body={
-            "top_k": 5, "min_p": 0.01, "repetition_penalty": 1.1, "min_tokens": 2, "stop_token_ids": [280],
-            "skip_special_tokens": False, "spaces_between_special_tokens": False, "priority": 1, "cache_salt": "a",
-            "add_special_tokens": False, "bad_words": ["model"], "prompt_logprobs": 1, "include_stop_str_in_output": True,
-            "return_token_ids": True, "chat_template_kwargs": {"enable_thinking": False},
+            "top_k": 5,
+            "min_p": 0.01,
+            "repetition_penalty": 1.1,
+            "min_tokens": 2,
+            "stop_token_ids": [280],
+            "skip_special_tokens": False,
+            "spaces_between_special_tokens": False,
+            "priority": 1,
+            "cache_salt": "a",
+            "add_special_tokens": False,
+            "bad_words": ["model"],
+            "prompt_logprobs": 1,
+            "include_stop_str_in_output": True,
+            "return_token_ids": True,
+            "chat_template_kwargs": {"enable_thinking": False},
         },
-        logit_bias={"5": -100}, user="u", metadata={"a": "b"}, store=False,
+        logit_bias={"5": -100},
+        user="u",
+        metadata={"a": "b"},
+        store=False,
     )
     assert len(answer.prompt_logprobs) == answer.usage.prompt_tokens == len(answer.prompt_token_ids)
 
@@ -161,7 +201,10 @@ def test_vllm_extras_are_taken(client):
 def test_continue_final_message(client):
     messages = [*MESSAGES, {"role": "assistant", "content": "the model"}]
     answer = client.chat.completions.create(
-        model="tiny", messages=messages, max_tokens=3, temperature=0,
+        model="tiny",
+        messages=messages,
+        max_tokens=3,
+        temperature=0,
         extra_body={"continue_final_message": True, "echo": True, "ignore_eos": True},
     )
     assert answer.choices[0].message.content.startswith("the model")
@@ -171,8 +214,11 @@ def test_developer_role_parts_and_tool_messages(client):
     messages = [
         {"role": "developer", "content": "be short"},
         {"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]},
-        {"role": "assistant", "content": None, "tool_calls": [
-            {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}],
+        },
         {"role": "tool", "tool_call_id": "c1", "content": "3"},
     ]
     assert client.chat.completions.create(model="tiny", messages=messages, max_tokens=2).choices
@@ -191,9 +237,12 @@ def test_one_request_id_for_two_requests_at_once(server):
     async def main():
         async with httpx.AsyncClient(timeout=60) as http:
             body = {"prompt": "the", "max_tokens": 40, "ignore_eos": True}
-            answers = await asyncio.gather(*(
-                http.post(f"{server.url}/v1/completions", json=body, headers={"X-Request-Id": "same"}) for _ in range(3)
-            ))
+            answers = await asyncio.gather(
+                *(
+                    http.post(f"{server.url}/v1/completions", json=body, headers={"X-Request-Id": "same"})
+                    for _ in range(3)
+                )
+            )
         assert [a.status_code for a in answers] == [200] * 3
 
     asyncio.run(main())

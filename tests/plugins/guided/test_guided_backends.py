@@ -42,13 +42,23 @@ KEYWORDS: list[tuple[str, Any, Any, Any]] = [
     ("required", {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}, {"a": None}, {}),
     ("required of others", {"type": "object", "required": ["a"]}, {"a": 1}, {}),
     ("additionalProperties", {"type": "object", "properties": {}, "additionalProperties": False}, {}, {"a": 1}),
-    ("additionalProperties of a type", {"type": "object", "additionalProperties": {"type": "null"}}, {"b": None}, {"b": 1}),
+    (
+        "additionalProperties of a type",
+        {"type": "object", "additionalProperties": {"type": "null"}},
+        {"b": None},
+        {"b": 1},
+    ),
     ("patternProperties", {"type": "object", "patternProperties": {"^a$": {"type": "null"}}}, {"a": None}, {"a": 1}),
     ("propertyNames", {"type": "object", "propertyNames": {"maxLength": 1}}, {"a": 1}, {"ab": 1}),
     ("minProperties", {"type": "object", "minProperties": 1}, {"a": 1}, {}),
     ("maxProperties", {"type": "object", "maxProperties": 1}, {"a": 1}, {"a": 1, "b": 2}),
     ("dependentRequired", {"type": "object", "dependentRequired": {"a": ["b"]}}, {"a": 1, "b": 1}, {"a": 1}),
-    ("dependentSchemas", {"type": "object", "dependentSchemas": {"a": {"required": ["b"]}}}, {"a": 1, "b": 1}, {"a": 1}),
+    (
+        "dependentSchemas",
+        {"type": "object", "dependentSchemas": {"a": {"required": ["b"]}}},
+        {"a": 1, "b": 1},
+        {"a": 1},
+    ),
     ("anyOf", {"anyOf": [{"type": "null"}, {"type": "integer"}]}, 1, "a"),
     ("oneOf", {"oneOf": [{"type": "null"}, {"type": "integer"}]}, 1, "a"),
     ("oneOf that overlaps", {"oneOf": [{"type": "number"}, {"type": "integer"}]}, 1.5, 1),
@@ -71,7 +81,10 @@ def tokenizer() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=260, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=260,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(["aa"], trainer)
     return tokenizer
@@ -110,7 +123,11 @@ def test_keyword_is_held_or_named(
 def test_subschemas_know_names_from_keywords() -> None:
     schema = {"properties": {"not": {"enum": [{"if": 1}]}, "b": {"items": [{"const": 1}]}}, "anyOf": [{"$ref": "#"}]}
     assert {tuple(sorted(s)) for s in subschemas(schema)} == {
-        ("anyOf", "properties"), ("enum",), ("items",), ("const",), ("$ref",)
+        ("anyOf", "properties"),
+        ("enum",),
+        ("items",),
+        ("const",),
+        ("$ref",),
     }
 
 

@@ -15,7 +15,9 @@ from plugins import parsers
 
 ENTRIES: dict[str, Entry] = {}
 parsers.register_tool_parsers(
-    lambda name, target, **info: ENTRIES.update({name: Entry("tool_parser", name, target, "parsers", "backplane", "0", info)})
+    lambda name, target, **info: ENTRIES.update(
+        {name: Entry("tool_parser", name, target, "parsers", "backplane", "0", info)}
+    )
 )
 
 TOOLS = [
@@ -26,7 +28,9 @@ TOOLS = [
             "parameters": {
                 "type": "object",
                 "properties": {
-                    "city": {"type": "string"}, "days": {"type": "integer"}, "where": {"type": "object"},
+                    "city": {"type": "string"},
+                    "days": {"type": "integer"},
+                    "where": {"type": "object"},
                     "metric": {"type": "boolean"},
                 },
             },
@@ -47,77 +51,130 @@ CASES: list[tuple[str, str, str, list[Call]]] = [
         "hermes",
         f'Let me see.\n<tool_call>{{"name":"weather","arguments":{SOFIA}}}</tool_call>\n'
         '<tool_call>\n{"arguments": {}, "name": "now"}\n</tool_call>\n',
-        "Let me see.\n", [("weather", SOFIA), NOW],
+        "Let me see.\n",
+        [("weather", SOFIA), NOW],
     ),
-    ("hermes", 'a <tool_call> is <b>bold</b> <tool_cal', "a <tool_call> is <b>bold</b> <tool_cal", []),
+    ("hermes", "a <tool_call> is <b>bold</b> <tool_cal", "a <tool_call> is <b>bold</b> <tool_cal", []),
     ("hermes", '<tool_call><tool_call>{"name": "now"}</tool_call>', "<tool_call>", [NOW]),
     ("hermes", '<tool_call>\n{"name": "now", "argum', '<tool_call>\n{"name": "now", "argum', []),
-    ("hermes", '<tool_call>{"name": 3, "arguments": {}}</tool_call>!', '<tool_call>{"name": 3, "arguments": {}}</tool_call>!', []),
+    (
+        "hermes",
+        '<tool_call>{"name": 3, "arguments": {}}</tool_call>!',
+        '<tool_call>{"name": 3, "arguments": {}}</tool_call>!',
+        [],
+    ),
     ("hermes", '<tool_call>{"name": "weather", "arguments": {"city": "Pa', "", [("weather", '{"city": "Pa')]),
-    ("hermes", '<tool_call>{"name": "weather", "arguments": {"a": 1,,}}</tool_call>', ",}}</tool_call>", [("weather", '{"a": 1,')]),
+    (
+        "hermes",
+        '<tool_call>{"name": "weather", "arguments": {"a": 1,,}}</tool_call>',
+        ",}}</tool_call>",
+        [("weather", '{"a": 1,')],
+    ),
     ("hermes", '<tool_call>{"name": "now", "arguments": {}</tool_call>done', "done", [NOW]),
     ("hermes", '<tool_call>{"name": "now", "arguments": {}}} </tool_call>', "} </tool_call>", [NOW]),
-    ("hermes", '<tool_call>{"name": "weather", "arguments": "{\\"days\\": 2}"}</tool_call>', "", [("weather", {"days": 2})]),
-    ("hermes", '<tool_call>{"arguments": {"days": 2}, "id": 7, "name": "weather"}</tool_call>', "", [("weather", {"days": 2})]),
+    (
+        "hermes",
+        '<tool_call>{"name": "weather", "arguments": "{\\"days\\": 2}"}</tool_call>',
+        "",
+        [("weather", {"days": 2})],
+    ),
+    (
+        "hermes",
+        '<tool_call>{"arguments": {"days": 2}, "id": 7, "name": "weather"}</tool_call>',
+        "",
+        [("weather", {"days": 2})],
+    ),
     ("hermes", "plain 日本語 text < > <", "plain 日本語 text < > <", []),
     ("hermes", "", "", []),
     ("llama3_json", f'{{"name": "weather", "parameters": {PARIS}}}', "", [("weather", PARIS)]),
     (
         "llama3_json",
         f'<|python_tag|>{{"type": "function", "name": "weather", "parameters": {SOFIA}}}; {{"name": "now", "parameters": {{}}}}',
-        "", [("weather", SOFIA), NOW],
+        "",
+        [("weather", SOFIA), NOW],
     ),
     ("llama3_json", '{"name": "Bob", "parameters": 3}', '{"name": "Bob", "parameters": 3}', []),
     ("llama3_json", '{"name": "now"}', '{"name": "now"}', []),
     ("llama3_json", 'It is {"name": "now", "parameters": {}}', 'It is {"name": "now", "parameters": {}}', []),
     ("llama3_json", ' {"name": "now", "parameters": {}} and so', " and so", [NOW]),
-    ("pythonic", '[weather(city="So)f\\"ia", days=-2, where={"a": [True, None, 1.5]}), now()]', "",
-     [("weather", {"city": 'So)f"ia', "days": -2, "where": {"a": [True, None, 1.5]}}), NOW]),
+    (
+        "pythonic",
+        '[weather(city="So)f\\"ia", days=-2, where={"a": [True, None, 1.5]}), now()]',
+        "",
+        [("weather", {"city": 'So)f"ia', "days": -2, "where": {"a": [True, None, 1.5]}}), NOW],
+    ),
     ("pythonic", "<|python_start|>[now()]<|python_end|>", "", [NOW]),
     ("pythonic", '[weather("Rome", 2)]', "", [("weather", {"city": "Rome", "days": 2})]),
     ("pythonic", "[1, 2] is a list", "[1, 2] is a list", []),
     ("pythonic", '[now(), weather(city=open("x"))]', ', weather(city=open("x"))]', [NOW]),
     ("pythonic", "[weather(city='Ber", "[weather(city='Ber", []),
-    ("mistral", f'[TOOL_CALLS][{{"name": "weather", "arguments": {PARIS}}}, {{"name": "now", "arguments": {{}}}}]', "",
-     [("weather", PARIS), NOW]),
-    ("mistral", f"Ok.[TOOL_CALLS]weather[ARGS]{SOFIA}[TOOL_CALLS]now[CALL_ID]abc123def[ARGS]{{}}", "Ok.", [("weather", SOFIA), NOW]),
+    (
+        "mistral",
+        f'[TOOL_CALLS][{{"name": "weather", "arguments": {PARIS}}}, {{"name": "now", "arguments": {{}}}}]',
+        "",
+        [("weather", PARIS), NOW],
+    ),
+    (
+        "mistral",
+        f"Ok.[TOOL_CALLS]weather[ARGS]{SOFIA}[TOOL_CALLS]now[CALL_ID]abc123def[ARGS]{{}}",
+        "Ok.",
+        [("weather", SOFIA), NOW],
+    ),
     ("mistral", f"[TOOL_CALLS]weather{SOFIA}", "", [("weather", SOFIA)]),
     ("mistral", "[TOOL_CALLS] [TOOL_CAL", "[TOOL_CALLS] [TOOL_CAL", []),
     ("mistral", '[TOOL_CALLS][{"name": "now", "arguments": {}}, oops', ", oops", [NOW]),
     (
         "qwen3_coder",
-        "On it.\n<tool_call>\n<function=weather>\n<parameter=city>\nNew\n\"York\"\n\n</parameter>\n<parameter=days>\n3\n</parameter>\n"
+        'On it.\n<tool_call>\n<function=weather>\n<parameter=city>\nNew\n"York"\n\n</parameter>\n<parameter=days>\n3\n</parameter>\n'
         '<parameter=where>\n{"a": 1}\n</parameter>\n</function>\n</tool_call>\n<tool_call>\n<function=now>\n</function>\n</tool_call>',
-        "On it.\n", [("weather", {"city": 'New\n"York"\n', "days": 3, "where": {"a": 1}}), NOW],
+        "On it.\n",
+        [("weather", {"city": 'New\n"York"\n', "days": 3, "where": {"a": 1}}), NOW],
     ),
-    ("qwen3_coder", "<function=weather><parameter=city>a</p>b</parameter><parameter=metric>True</parameter></function>", "",
-     [("weather", {"city": "a</p>b", "metric": True})]),
+    (
+        "qwen3_coder",
+        "<function=weather><parameter=city>a</p>b</parameter><parameter=metric>True</parameter></function>",
+        "",
+        [("weather", {"city": "a</p>b", "metric": True})],
+    ),
     ("qwen3_coder", "<tool_call>\n<function=weather", "<tool_call>\n<function=weather", []),
     ("qwen3_coder", "<function=weather>\n<parameter=days>\n3", "\n<parameter=days>\n3", [("weather", "")]),
     ("qwen3_coder", "<function=weather><parameter=city>\nRo\nme", "", [("weather", '{"city": "Ro\\nme')]),
-    ("glm4", "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome 3</arg_value>\n<arg_key>days</arg_key>\n"
-     "<arg_value>3</arg_value>\n</tool_call>\n<tool_call>now\n</tool_call>", "", [("weather", {"city": "Rome 3", "days": 3}), NOW]),
+    (
+        "glm4",
+        "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome 3</arg_value>\n<arg_key>days</arg_key>\n"
+        "<arg_value>3</arg_value>\n</tool_call>\n<tool_call>now\n</tool_call>",
+        "",
+        [("weather", {"city": "Rome 3", "days": 3}), NOW],
+    ),
     ("glm4", "the <tool_call> tag", "the <tool_call> tag", []),
-    ("glm4", "<tool_call>weather<arg_key>days</arg_key><arg_value>3</arg_value> no", " no", [("weather", '{"days": 3')]),
+    (
+        "glm4",
+        "<tool_call>weather<arg_key>days</arg_key><arg_value>3</arg_value> no",
+        " no",
+        [("weather", '{"days": 3')],
+    ),
     (
         "deepseek_v3",
         f"Hm.{DS('calls▁begin')}{DS('call▁begin')}function{DS('sep')}weather\n```json\n{PARIS}\n```{DS('call▁end')}\n"
         f"{DS('call▁begin')}function{DS('sep')}now\n```json\n{{}}\n```{DS('call▁end')}{DS('calls▁end')}",
-        "Hm.", [("weather", PARIS), NOW],
+        "Hm.",
+        [("weather", PARIS), NOW],
     ),
     (
         "deepseek_v3",
         f"{DS('calls▁begin')}{DS('call▁begin')}weather{DS('sep')}{SOFIA}{DS('call▁end')}{DS('calls▁end')}",
-        "", [("weather", SOFIA)],
+        "",
+        [("weather", SOFIA)],
     ),
     ("deepseek_v3", f"{DS('calls▁begin')}{DS('call▁begin')}a b", f"{DS('calls▁begin')}{DS('call▁begin')}a b", []),
     ("granite", f'<|tool_call|>[{{"name": "weather", "arguments": {PARIS}}}]', "", [("weather", PARIS)]),
-    ("granite", '<|tool_call|> soon', "<|tool_call|> soon", []),
+    ("granite", "<|tool_call|> soon", "<|tool_call|> soon", []),
     (
         "kimi_k2",
         f"Yes<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{PARIS}<|tool_call_end|>"
         "<|tool_call_begin|>functions.now:1<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>",
-        "Yes", [("weather", PARIS), NOW],
+        "Yes",
+        [("weather", PARIS), NOW],
     ),
     ("kimi_k2", "<|tool_calls_section_begin|>nothing", "<|tool_calls_section_begin|>nothing", []),
 ]
@@ -166,7 +223,9 @@ def is_json_prefix(text: str) -> bool:
         elif char in "}]":
             closers.pop()
     tail = "".join(reversed(closers))
-    ends = [a + b for a in ("", '"', '0000"', '00"', '\\"', 'n"') for b in ("", ":0", "0", '"a":0', "ull", "alse", "rue")]
+    ends = [
+        a + b for a in ("", '"', '0000"', '00"', '\\"', 'n"') for b in ("", ":0", "0", '"a":0', "ull", "alse", "rue")
+    ]
     ends += ["ll", "l", "lse", "se", "e", "ue", "000" + '"']
     for end in ends:
         try:
@@ -211,7 +270,9 @@ def test_transcript_at_every_cut(case: tuple[str, str, str, list[Call]]) -> None
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c[3]], ids=lambda c: f"{c[0]}-{c[1][:30]}")
-def test_transcript_cut_off_anywhere_loses_nothing_that_a_call_did_not_take(case: tuple[str, str, str, list[Call]]) -> None:
+def test_transcript_cut_off_anywhere_loses_nothing_that_a_call_did_not_take(
+    case: tuple[str, str, str, list[Call]],
+) -> None:
     name, transcript, _, _ = case
     for end in range(len(transcript)):
         events = replay(name, [transcript[:end]])
@@ -230,11 +291,20 @@ def test_arguments_stream_before_the_call_ends() -> None:
 
 def test_kimi_keeps_the_models_own_id() -> None:
     transcript = next(c[1] for c in CASES if c[0] == "kimi_k2")
-    assert [e.call_id for e in replay("kimi_k2", [transcript]) if isinstance(e, ToolCallBegin)] == ["functions.weather:0", "functions.now:1"]
+    assert [e.call_id for e in replay("kimi_k2", [transcript]) if isinstance(e, ToolCallBegin)] == [
+        "functions.weather:0",
+        "functions.now:1",
+    ]
 
 
 HOSTILE = {
-    "hermes": ["<tool_cal", "<tool_call>", '<tool_call>{"name": "x", ', "\n" * 8, '<tool_call>{"name":"a","arguments":{"b":1}} '],
+    "hermes": [
+        "<tool_cal",
+        "<tool_call>",
+        '<tool_call>{"name": "x", ',
+        "\n" * 8,
+        '<tool_call>{"name":"a","arguments":{"b":1}} ',
+    ],
     "llama3_json": ['{"name": "now", "a": [', "["],
     "pythonic": ["[now(", "now(),", "((((((((", "'\\"],
     "mistral": ["[TOOL_CALLS", "[TOOL_CALLS]a", "[TOOL_CALLS][", '{"name":"now"},'],
