@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from core.interfaces.model import ModelContext
 from core.interfaces.quantization import LinearMethod, LinearSpec, ParameterSpec
+from core.kernels import dispatch
 
 MAX_COPY_BYTES = 128 << 20
 """A tied head is packed too, beside the embedding, if the copy is no larger than this."""
@@ -42,7 +42,7 @@ class PlainLinear:
     def apply(self, params: dict[str, torch.Tensor], x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         packed = params.get("packed")
         if packed is None:
-            return functional.linear(x, params["weight"], bias)
+            return dispatch.linear(x, params["weight"], bias)
         return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
@@ -85,3 +85,9 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.method.apply(self.params, x, self.bias)
+
+    def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up, of a fused gate and up projection."""
+        if isinstance(self.method, PlainLinear) and self.bias is None and "weight" in self.params:
+            return dispatch.linear_silu_and_mul(x, self.params["weight"])
+        return dispatch.silu_and_mul(self.forward(x))

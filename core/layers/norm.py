@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from core.kernels import dispatch
+
 
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
@@ -18,6 +20,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., size] -> the same; the mean is taken in float32."""
+        if dispatch.on_gpu(x):
+            return dispatch.rms_norm(x, self.weight, self.eps)
         if x.dtype == torch.float32 and x.device.type == "cpu":
             if self._scaled is None:
                 self._scaled = self.weight * self.weight.numel() ** 0.5
@@ -30,6 +34,8 @@ class RMSNorm(nn.Module):
         return wide.to(x.dtype) * self.weight
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(norm(x + residual), x + residual)"""
+        """(norm(x + residual), x + residual); on a GPU the sum is written over `residual`."""
+        if dispatch.on_gpu(x):
+            return dispatch.add_rms_norm(x, residual, self.weight, self.eps)
         total = x + residual
         return self.forward(total), total

@@ -27,8 +27,16 @@ class InputBatch:
 
     def apply(self, plan: StepPlan) -> None:
         """Take in what changed: new rows' tokens and new blocks."""
-        for new in plan.new_rows:
-            self.token_ids[new.row, : len(new.token_ids)] = self.send(new.token_ids.astype(np.int32))
+        if self.device.type == "cpu":
+            for new in plan.new_rows:
+                self.token_ids[new.row, : len(new.token_ids)] = torch.from_numpy(new.token_ids.astype(np.int32))
+        elif plan.new_rows:
+            # one copy for all of them: places in the flattened rows, then tokens
+            width = self.token_ids.shape[1]
+            places = [np.arange(n.row * width, n.row * width + len(n.token_ids)) for n in plan.new_rows]
+            packed = self.send(np.concatenate([*places, *(n.token_ids for n in plan.new_rows)]).astype(np.int64))
+            where, tokens = packed.chunk(2)
+            self.token_ids.view(-1).index_copy_(0, where, tokens.int())
         if len(plan.block_updates):
             updates = self.send(plan.block_updates.astype(np.int64))
             self.block_table[updates[:, 0], updates[:, 1]] = updates[:, 2].int()

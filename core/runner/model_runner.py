@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from core.batch import Bitmasks, ForwardBatch, StepPlan, StepResult
+from core.batch import Bitmasks, StepPlan, StepResult
 from core.interfaces.attention import AttentionBackend
 from core.interfaces.model import Model
+from core.kernels import dispatch
 from core.messages import Logprobs
 from core.runner.input_batch import InputBatch
 from core.sampling.logprobs import gather_logprobs, to_message
@@ -65,28 +66,46 @@ class ModelRunner:
         self.model, self.backend, self.caches, self.batch, self.sampling = model, backend, caches, batch, sampling
         self.device = batch.device
         self.sampler = Sampler(sampling, batch.token_ids)
-        self._launched: tuple[StepPlan, ForwardBatch, torch.Tensor] | None = None
+        self._launched: tuple[StepPlan, torch.Tensor, torch.Tensor | None] | None = None
+        """The plan, its hidden states and, if a graph made them, its logits."""
+        self.graphs: Any = None
+        """core.runner.graphs.DecodeGraphs, once captured"""
+
+    def capture_graphs(self, max_batch: int) -> int:
+        """Capture the decode step in CUDA graphs. -> how many"""
+        from core.runner.graphs import DecodeGraphs
+
+        batch = self.batch
+        graphs = DecodeGraphs(
+            self.model, self.backend, self.caches, batch.token_ids, batch.block_table, batch.block_size, max_batch
+        )
+        graphs.capture()
+        self.graphs = graphs
+        return len(graphs.sizes)
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> None:
         """Queue the forward pass of a plan."""
-        for new in plan.new_rows:
-            self.sampling.set(new.row, new.request)
+        if plan.new_rows:
+            self.sampling.enter(plan.new_rows)
         self.batch.apply(plan)
         if len(plan.block_copies):
             source, target = (self.batch.send(plan.block_copies[:, i].astype(np.int64)) for i in (0, 1))
             for cache in self.caches:
                 for tensor in cache:
                     tensor.index_copy_(0, target, tensor.index_select(0, source))
+        if self.graphs is not None and self.graphs.fits(plan):
+            self._launched = (plan, *self.graphs.run(plan))
+            return
         batch = self.batch.forward_batch(plan, self.caches)
         self.backend.plan(batch)
-        self._launched = (plan, batch, self.model.forward(batch))
+        self._launched = (plan, self.model.forward(batch), None)
 
     @torch.inference_mode()
     def sample(self, masks: Bitmasks | None) -> Ticket:
         """Choose the next tokens of the launched plan; they stand in the rows before this returns to the device."""
         assert self._launched is not None, "sample() before launch()"
-        plan, batch, hidden = self._launched
+        plan, hidden, ready = self._launched
         self._launched = None
         ends = np.cumsum(plan.num_scheduled, dtype=np.int64)
         needs = self.sampling.needs[plan.rows]
@@ -102,9 +121,17 @@ class ModelRunner:
             return ticket
         positions = (plan.num_computed + plan.num_scheduled)[sampled]
         if len(rows) != hidden.shape[0]:
-            hidden = hidden.index_select(0, self.batch.send(ends[sampled] - 1))
+            last = self.batch.send(ends[sampled] - 1)
+            hidden = hidden.index_select(0, last)
+            ready = None if ready is None else ready.index_select(0, last)
+        logits = self.model.logits(hidden) if ready is None else ready
+        plain = not (needs[sampled] & (Needs.EDITS | Needs.PENALTIES | Needs.LOGPROBS)).any()
+        if plain and dispatch.on_gpu(logits):
+            ticket = Ticket(self, plan, self._sample_plain(logits, rows, positions, needs[sampled], masks), [])
+            ticket.prompt_logprobs = prompt_logprobs
+            return ticket
         rows_device = self.batch.send(rows)
-        logits = self.model.logits(hidden).float()
+        logits = logits.float()
         finite = logits.amax(-1).isfinite()
         asked = np.nonzero(needs[sampled] & Needs.LOGPROBS)[0]
         raw = logits.index_select(0, self.batch.send(asked)).clone() if len(asked) else None
@@ -119,6 +146,36 @@ class ModelRunner:
         ticket = Ticket(self, plan, tensors, asked.tolist())
         ticket.prompt_logprobs = prompt_logprobs
         return ticket
+
+    def _sample_plain(
+        self, logits: torch.Tensor, rows: np.ndarray, positions: np.ndarray, needs: np.ndarray, masks: Bitmasks | None
+    ) -> dict[str, torch.Tensor]:
+        """Everything but edits, penalties and logprobs: one kernel, which writes the tokens into their rows too."""
+        from core.kernels.sampling import sample
+
+        count = len(rows)
+        lines = np.zeros(count, np.int64)  # line 0 allows everything
+        if masks is not None:
+            lines[masks.sample_indices] = 1 + np.arange(len(masks.bits))
+        packed = self.batch.send(np.concatenate([rows, positions.astype(np.int64), lines]))
+        rows_device, places, lines_device = packed.split(count)
+        allowed = None
+        if masks is not None:
+            free = np.full((1, masks.bits.shape[1]), -1, np.int32)
+            allowed = (lines_device, self.batch.send(np.concatenate([free, masks.bits])))
+        wishes = self.sampling
+        tokens, finite = sample(
+            logits,
+            rows_device,
+            wishes.floats,
+            wishes.top_k,
+            wishes.seeds,
+            places,
+            is_random=bool((needs & Needs.RANDOM).any()),
+            masks=allowed,
+            token_ids=self.batch.token_ids,
+        )
+        return {"tokens": tokens, "finite": finite}
 
     def _prompt_logprobs(self, plan: StepPlan, hidden: torch.Tensor, ends: np.ndarray) -> dict[int, list[Logprobs]]:
         """For rows that ask: each prompt token of this chunk, but the prompt's first, given those before it."""

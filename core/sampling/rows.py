@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import enum
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from core.batch import NewRow
 from core.request import Request
 
 
@@ -37,12 +40,25 @@ class SamplingRows:
         self.needs = np.zeros(num_rows, np.int32)
         self.requests: list[Request | None] = [None] * num_rows
 
-    def set(self, row: int, request: Request) -> None:
+    def enter(self, new_rows: Sequence[NewRow]) -> None:
+        """Take in the wishes of requests that took rows, in one copy to the device."""
+        numbers = np.array([[getattr(n.request.params, c) for c in self.COLUMNS] for n in new_rows], np.float64)
+        integers = np.array(
+            [(n.row, n.request.params.top_k, n.request.seed, len(n.request.prompt_token_ids)) for n in new_rows],
+            np.int64,
+        )
+        packed = torch.from_numpy(np.concatenate([integers, numbers.view(np.int64)], 1))
+        if self.device.type != "cpu":
+            packed = packed.pin_memory().to(self.device, non_blocking=True)
+        rows = packed[:, 0].contiguous()
+        self.floats.index_copy_(0, rows, packed[:, 4:].contiguous().view(torch.float64).float())
+        for target, column in ((self.top_k, 1), (self.seeds, 2), (self.prompt_lengths, 3)):
+            target.index_copy_(0, rows, packed[:, column].contiguous())
+        for new in new_rows:
+            self._set_needs(new.row, new.request)
+
+    def _set_needs(self, row: int, request: Request) -> None:
         p = request.params
-        self.floats[row] = torch.tensor([getattr(p, c) for c in self.COLUMNS])
-        self.top_k[row] = p.top_k
-        self.seeds[row] = request.seed
-        self.prompt_lengths[row] = len(request.prompt_token_ids)
         self.requests[row] = request
         needs = Needs.NONE
         if p.temperature > 0:

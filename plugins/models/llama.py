@@ -15,12 +15,14 @@ from torch.nn import functional
 from core.batch import ForwardBatch
 from core.interfaces.attention import AttentionSpec
 from core.interfaces.model import ModelContext, WeightMap
+from core.kernels import dispatch
 from core.layers.embedding import Embedding
 from core.layers.linear import Linear
 from core.layers.norm import RMSNorm
 from core.layers.rotary import Rotary, rotate
 
-Rotation = tuple[torch.Tensor, torch.Tensor]
+Rotation = tuple[torch.Tensor, ...]
+"""cos and sin at the step's positions; or, for a backend that rotates itself, the whole table."""
 
 
 class LlamaAttention(nn.Module):
@@ -49,8 +51,15 @@ class LlamaAttention(nn.Module):
     def forward(self, hidden: torch.Tensor, rotation: Rotation, batch: ForwardBatch) -> torch.Tensor:
         spec = self.spec
         heads = spec.num_heads + spec.num_kv_heads
+        projected = self.qkv_proj(hidden)
+        if len(rotation) == 1:
+            # the backend rotates and writes the cache in one kernel
+            norms = (self.q_norm.weight, self.k_norm.weight, self.q_norm.eps) if self.qk_norm else ()
+            fused: Any = self.backend
+            out = fused.forward_rope(spec, projected, rotation[0], batch.caches[self.index], batch, *norms)
+            return self.o_proj(out.reshape(hidden.shape[0], -1))
         # [num_tokens, query heads + key heads + value heads, head_dim]
-        qkv = self.qkv_proj(hidden).view(hidden.shape[0], heads + spec.num_kv_heads, spec.head_dim)
+        qkv = projected.view(hidden.shape[0], heads + spec.num_kv_heads, spec.head_dim)
         qk, value = qkv[:, :heads], qkv[:, heads:]
         if self.qk_norm:
             qk = torch.cat([self.q_norm(qk[:, : spec.num_heads]), self.k_norm(qk[:, spec.num_heads :])], 1)
@@ -70,6 +79,8 @@ class LlamaMLP(nn.Module):
         self.down_proj = Linear(context, f"{name}.down_proj", inner, [hidden], bias)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if dispatch.on_gpu(hidden):
+            return self.down_proj(self.gate_up_proj.silu_and_mul(hidden))
         gate, up = self.gate_up_proj(hidden).chunk(2, -1)
         return self.down_proj(functional.silu(gate).mul_(up))
 
@@ -128,6 +139,7 @@ class LlamaForCausalLM(nn.Module):
         self.model = LlamaModel(context, self.layer_class, self.windows(config))
         self.cache_spec: list[AttentionSpec] = [layer.self_attn.spec for layer in self.model.layers]  # type: ignore
         self.rotary = Rotary(config, self.cache_spec[0].head_dim, context.max_model_len, context.device)
+        self.fused_rope = context.attention.capabilities.fused_rope
         self.lm_head = Linear(context, "lm_head", int(config["hidden_size"]), [int(config["vocab_size"])])
         if config.get("tie_word_embeddings", False):
             self.lm_head.weight = self.model.embed_tokens.weight
@@ -143,7 +155,9 @@ class LlamaForCausalLM(nn.Module):
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
         hidden = self.model.embed_tokens(batch.input_ids)
-        rotation = self.rotary.at(batch.positions, hidden.dtype)
+        rotation: Rotation = (self.rotary.cos_sin,)
+        if not self.fused_rope:
+            rotation = self.rotary.at(batch.positions, hidden.dtype)
         residual: torch.Tensor | None = None
         for layer in self.model.layers:
             hidden, residual = layer(hidden, residual, rotation, batch)
