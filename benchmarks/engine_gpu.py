@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -81,12 +82,49 @@ class Server:
             torch.cuda.empty_cache()
 
 
+def profile(server: Server, work: Any, most: int | None) -> dict[str, Any]:
+    """One run under the profiler: which kernels take the time, and for what share of it any kernel runs.
+
+    most: output tokens of a request at most, so that the trace stays small.
+    """
+    import torch
+    from torch.profiler import ProfilerActivity
+
+    if most is not None:
+        requests = [dataclasses.replace(r, output_len=min(most, r.output_len)) for r in work.requests]
+        work = dataclasses.replace(work, requests=requests)
+    if work.warm_requests:
+        server.serve(dataclasses.replace(work, requests=work.warm_requests))
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as trace:
+        start = time.perf_counter()
+        server.serve(work)
+        wall_s = time.perf_counter() - start
+    events = [e for e in trace.profiler.kineto_results.events() if e.device_type() == torch.profiler.DeviceType.CUDA]
+    spans = sorted((e.start_ns(), e.start_ns() + e.duration_ns(), e.name()) for e in events)
+    busy = end = 0
+    totals: dict[str, list[float]] = {}
+    for begin, finish, name in spans:
+        busy += max(0, finish - max(begin, end))
+        end = max(end, finish)
+        kind = totals.setdefault(name.split("(")[0][:80], [0, 0])
+        kind[0] += (finish - begin) / 1e6
+        kind[1] += 1
+    top = sorted(totals.items(), key=lambda t: -t[1][0])[:24]
+    return {
+        "profile": work.name,
+        "wall_s": round(wall_s, 3),
+        "busy_share": round(busy / (end - spans[0][0]), 4),
+        "kernels_ms": {name: [round(ms, 1), int(n)] for name, (ms, n) in top},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workloads-module", required=True, help="path of workloads.py")
     parser.add_argument("--workloads", help="comma-separated; default: all")
     parser.add_argument("--options", default="{}", help="more engine options, as JSON")
     parser.add_argument("--shape", default="{}", help="values that replace those of the model's config.json, as JSON")
+    parser.add_argument("--profile", default="", help="workloads to run once more, profiled: NAME[:MOST_TOKENS],...")
     parser.add_argument("--budget-s", type=float, default=1e9, help="start no workload after this many seconds")
     args = parser.parse_args()
     workloads = load_module(args.workloads_module)
@@ -94,12 +132,16 @@ def main() -> None:
     options = {"max_num_batched_tokens": 16384, **json.loads(args.options)}
     config = {**workloads.LLAMA_8B, **json.loads(args.shape)}
     begun = time.perf_counter()
+    profiled = [p.partition(":")[0] for p in args.profile.split(",") if p]
 
     import torch
 
     for prefix_caching in (False, True):
-        todo = [n for n in names if workloads.build(n).prefix_caching == prefix_caching]
-        if not todo or time.perf_counter() - begun > args.budget_s:
+        todo = [n for n in names if n and workloads.build(n).prefix_caching == prefix_caching]
+        if (
+            not (todo or prefix_caching in [workloads.build(n).prefix_caching for n in profiled])
+            or time.perf_counter() - begun > args.budget_s
+        ):
             continue
         tags = {
             "engine": "backplane",
@@ -124,6 +166,9 @@ def main() -> None:
             if name == "ttft_b1" and "latency_b1" in todo:
                 continue  # measured with it, so that decode can be told apart
             workloads.measure_all(["ttft_b1", "latency_b1"] if name == "latency_b1" else both, server.serve, tags)
+        for name, _, most in (p.partition(":") for p in args.profile.split(",") if p):
+            if workloads.build(name).prefix_caching == prefix_caching:
+                print(json.dumps(profile(server, workloads.build(name, 9), int(most) if most else None)), flush=True)
         server.close()
 
 

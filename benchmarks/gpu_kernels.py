@@ -65,7 +65,10 @@ def graph_us(run: Callable[[], object], replays: int = 7) -> float:
 
 
 class Report:
-    def __init__(self) -> None:
+    """Lines of figures: printed, and appended to a file in $OUT if that is set."""
+
+    def __init__(self, name: str = "gpu_kernels.jsonl") -> None:
+        self.name = name
         self.lines: list[dict[str, Any]] = []
 
     def add(self, kernel: str, **figures: Any) -> None:
@@ -73,7 +76,7 @@ class Report:
         self.lines.append(line)
         print(json.dumps(line), flush=True)
         if out := os.environ.get("OUT"):
-            with open(Path(out) / "gpu_kernels.jsonl", "a") as f:
+            with open(Path(out) / self.name, "a") as f:
                 f.write(json.dumps(line) + "\n")
 
 
@@ -150,6 +153,43 @@ def decodes(report: Report, bandwidth: float) -> None:
         report.add(f"decode {count} x {context}, tiles", best=[b[1:] for b in sorted(best)[:4]])
 
 
+def ragged(report: Report, bandwidth: float) -> None:
+    """Decodes of very different lengths, as a captured graph sees them: splits and tiles."""
+    for count in (8, 16, 32, 64, 96, 128, 192, 256):
+        lengths_host = torch.linspace(150, 1900, count).int()
+        total = int((-(-lengths_host // 16)).sum()) + 8
+        most = 1900 // 16 + 2
+        ids, table_host = torch.randperm(total), torch.zeros(count, most, dtype=torch.int32)
+        at = 0
+        for i, n in enumerate((-(-lengths_host // 16)).tolist()):
+            table_host[i, :n] = ids[at : at + n]
+            at += n
+        order = torch.randperm(count)
+        table, lengths = table_host[order].cuda(), lengths_host[order].cuda()
+        copies = max(2, min(8, int(3e8 / (int(lengths_host.sum()) * 4096)) + 1))
+        caches = [(rand(total, 16, 8, 128), rand(total, 16, 8, 128)) for _ in range(copies)]
+        q = rand(count, 32, 128)
+        out = torch.empty_like(q)
+        floor = int(lengths_host.sum()) * 4096 / bandwidth * 1e6
+
+        def timed(config: DecodeConfig | None, splits: tuple[int, int] | None) -> float:
+            def run() -> None:
+                for k, v in caches:
+                    decode_attention(SPEC, q, k, v, table, lengths, out, 20480, config=config, splits=splits)
+
+            return graph_us(run, 5) / copies
+
+        now = timed(None, None)
+        found = []
+        for config in (DecodeConfig(64, 3, 4), DecodeConfig(64, 3, 2), DecodeConfig(32, 3, 1), DecodeConfig(32, 4, 2), DecodeConfig(16, 4, 1), DecodeConfig(64, 2, 1)):  # fmt: skip
+            for splits in ((1, 512), (2, 512), (4, 512), (8, 256), (4, 256), (16, 128)):
+                us = timed(config, splits)
+                found.append(
+                    (round(us, 1), f"{config.keys}/{config.stages}/{config.warps} {splits}", round(floor / us, 3))
+                )
+        report.add(f"decode {count} ragged", us=now, share=floor / now, best=sorted(found)[:6])
+
+
 def prefills(report: Report) -> None:
     for tokens in (2048, 16384):
         qkv = rand(tokens, 48 * 128).view(tokens, 48, 128)
@@ -186,6 +226,19 @@ def prefills(report: Report) -> None:
                     flops / us / 1e6
                 )
         report.add(f"prefill {tokens}", tflop_s=rates)
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        heads_first = [t.transpose(0, 1).unsqueeze(0) for t in (q, k, v)]
+        for name in ("CUDNN_ATTENTION", "FLASH_ATTENTION"):
+            with sdpa_kernel(getattr(SDPBackend, name)):
+                try:
+                    us = graph_us(
+                        lambda: functional.scaled_dot_product_attention(*heads_first, is_causal=True, enable_gqa=True),
+                        5,
+                    )
+                    report.add(f"prefill {tokens}, torch's {name}", tflop_s=round(flops / us / 1e6))
+                except RuntimeError as error:
+                    report.add(f"prefill {tokens}, torch's {name}", error=repr(error)[:100])
 
 
 def small(report: Report, bandwidth: float) -> None:
@@ -219,20 +272,23 @@ def small(report: Report, bandwidth: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget-s", type=float, default=1e9, help="start no group of kernels after this many seconds")
-    budget_s = parser.parse_args().budget_s
+    parser.add_argument("--only", default="decodes,linears,prefills,small", help="groups, comma-separated")
+    args = parser.parse_args()
+    budget_s = args.budget_s
     torch.manual_seed(0)
     begun = time.perf_counter()
     report = Report()
     bandwidth, _ = ceilings(report)
-    groups: list[Callable[[], None]] = [
-        lambda: decodes(report, bandwidth),
-        lambda: linears(report, bandwidth),
-        lambda: prefills(report),
-        lambda: small(report, bandwidth),
-    ]
-    for group in groups:
+    groups: dict[str, Callable[[], None]] = {
+        "decodes": lambda: decodes(report, bandwidth),
+        "linears": lambda: linears(report, bandwidth),
+        "ragged": lambda: ragged(report, bandwidth),
+        "prefills": lambda: prefills(report),
+        "small": lambda: small(report, bandwidth),
+    }
+    for name in args.only.split(","):
         if time.perf_counter() - begun < budget_s:
-            group()
+            groups[name]()
 
 
 if __name__ == "__main__":

@@ -47,6 +47,8 @@ class StepPlan:
     """int32 [k, 3]: (row, index in the row's block table, block)"""
     block_copies: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
     """int32 [k, 2]: (source block, target block), before the step (copy on write)"""
+    num_common: int = 0
+    """So many first tokens of every request are in the same blocks (whole blocks, all computed before the step)."""
     epochs: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     """int64 [R]: who held each row when the plan was made; commit ignores rows that changed hands"""
 
@@ -106,6 +108,10 @@ class AttentionMetadata:
     seq_lens_host: np.ndarray
     """int32 [R]"""
     block_size: int
+    decode_lens: torch.Tensor | None = None
+    """int32 [R], of a captured mixed step, where num_decodes is no host number: seq_lens, but 0 unless a decode"""
+    common_prefix: torch.Tensor | None = None
+    """int32 [1]: so many first tokens of every request lie in the same blocks and may be read once; None: unknown"""
     state: Any = None
     """Whatever the backend's plan() computed for this step."""
 

@@ -94,8 +94,9 @@ class InProcessExecutor:
         batch = InputBatch(rows, self.max_model_len, block_size, device)
         self.runner = ModelRunner(model, backend, caches, batch, SamplingRows(rows, device))
         if device.type == "cuda" and backend.capabilities.graph_capture and not config.device.enforce_eager:
-            count = self.runner.capture_graphs(config.device.max_graph_batch)
-            self.choices["graphs"] = f"{count} CUDA graphs of decode steps"
+            shared = config.cache.enable_prefix_caching
+            count = self.runner.capture_graphs(min(config.device.max_graph_batch, budget), shared)
+            self.choices["graphs"] = f"{count} CUDA graphs of steps"
             self._phase("capture graphs")
         self.vocab_size = int(self.model_config["vocab_size"])
         self.eos_token_ids = eos_token_ids(folder, self.model_config)

@@ -37,12 +37,22 @@ class AttentionCapabilities:
     alibi: bool = False
     graph_capture: bool = False
     """forward() may be captured in a CUDA graph and replayed with other lengths."""
+    mixed_capture: bool = False
+    """Steps with prompts too may be captured: graph_words, graph_state and graph_fill exist."""
     fused_rope: bool = False
     """forward_rope() exists: rotation and cache write in one kernel."""
 
 
 class AttentionBackend(Protocol):
-    """Made once per engine: `Backend(device)`. Owns the layout of the cache."""
+    """Made once per engine: `Backend(device)`. Owns the layout of the cache.
+
+    With capabilities.mixed_capture it also has what a captured step with prompts in it needs: `graph_words(num_tokens)`,
+    how many int32 of the step's one copy to the device are the backend's; `graph_state(words)`, what
+    batch.attention.state is while such a step is captured, `words` being that part on the device;
+    `graph_fill(words, query_lens, seq_lens, first_request)`, which writes that part on the host for the prompts of a
+    plan, or says False if it has no room for them. In such a step every request is a decode to num_decodes, and
+    decode_lens tells which of them really are.
+    """
 
     name: str
     capabilities: AttentionCapabilities

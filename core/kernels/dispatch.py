@@ -59,21 +59,26 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     return silu_and_mul_reference(x)
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """[..., in] x [out, in] -> [..., out]. Few rows on a GPU: a kernel that is bound by reading the weight alone."""
-    if on_gpu(x):
-        from core.kernels import skinny_linear
+def _few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, silu: bool) -> torch.Tensor | None:
+    """By a kernel that is bound by reading the weight alone; None: the library is as good."""
+    from core.kernels import skinny_linear, wide_linear
+    from core.kernels.linear_configs import WideConfig
 
-        if skinny_linear.fits(x, weight):
-            return skinny_linear.skinny_linear(x, weight, bias)
-    return functional.linear(x, weight, bias)
+    config = skinny_linear.choose_config(x, weight, silu)
+    if config is None:
+        return None
+    if isinstance(config, WideConfig):
+        return wide_linear.wide_linear(x, weight, bias, silu, config=config)
+    return skinny_linear.skinny_linear(x, weight, bias, silu, config)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """[..., in] x [out, in] -> [..., out]"""
+    found = _few_rows(x, weight, bias, False) if on_gpu(x) else None
+    return functional.linear(x, weight, bias) if found is None else found
 
 
 def linear_silu_and_mul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """silu(x Wg^T) * (x Wu^T) with weight = [Wg; Wu]; few rows on a GPU: one kernel."""
-    if on_gpu(x):
-        from core.kernels import skinny_linear
-
-        if skinny_linear.fits(x, weight, silu=True):
-            return skinny_linear.skinny_linear(x, weight, None, silu=True)
-    return silu_and_mul(linear(x, weight))
+    found = _few_rows(x, weight, None, True) if on_gpu(x) else None
+    return silu_and_mul(linear(x, weight)) if found is None else found

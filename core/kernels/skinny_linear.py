@@ -6,63 +6,25 @@ programmatic dependent launch the first weights are fetched while the kernel bef
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch.nn import functional
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from core.kernels.launch import has_pdl, options
+from core.kernels.launch import has_pdl, has_tma, options
+from core.kernels.linear_configs import MAX_DOT_ROWS, DotConfig, GemvConfig, LinearConfig, choose
 from core.kernels.references import silu_and_mul_reference
 
-MAX_ROWS = 32
+MAX_FEW_ROWS = 256
 
 
-@dataclass(frozen=True, slots=True)
-class GemvConfig:
-    outputs: int
-    """Outputs of a program."""
-    inputs: int
-    """Inputs of a step."""
-    warps: int = 4
-
-
-@dataclass(frozen=True, slots=True)
-class DotConfig:
-    outputs: int
-    inputs: int
-    stages: int
-    warps: int = 4
-    swap: bool = False
-    """W is the left operand, so that 64 of its rows fit wgmma."""
-    splits: int = 1
-    """Programs that share the inputs of one tile; the last to arrive adds up."""
-
-
-# By (outputs, inputs, SiLU). H100 80GB HBM3, Llama-3.1-8B; share of the floor of bytes over 3.03 TB/s at 1 row:
-# qkv 0.99, o 0.98, gate_up 1.02, down 1.01, head 1.04. At 16 rows 0.84, 0.86, 0.95, 0.94, 0.98.
-GEMV = {
-    (6144, 4096, False): GemvConfig(2, 2048),
-    (4096, 4096, False): GemvConfig(2, 2048),
-    (14336, 4096, True): GemvConfig(1, 4096),
-    (4096, 14336, False): GemvConfig(1, 2048),
-    (128256, 4096, False): GemvConfig(1, 4096),
-}
-DOT = {
-    (6144, 4096, False): DotConfig(32, 256, 4, splits=2),
-    (4096, 4096, False): DotConfig(32, 256, 6),
-    (14336, 4096, True): DotConfig(32, 256, 4),
-    (4096, 14336, False): DotConfig(64, 256, 4, swap=True, splits=2),
-    (128256, 4096, False): DotConfig(64, 256, 4, swap=True),
-}
 LEAST_WEIGHT_BYTES = 1 << 16
 """Below it a launch is all the time there is, and the library's is cheaper."""
 
 
 @triton.jit
-def _prefetch(pointers):
+def prefetch(pointers):
     """Bring lines to the L2 cache."""
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers.to(tl.int64)],
@@ -132,9 +94,9 @@ def _dot_kernel(
         line = tl.arange(0, INPUTS // 64) * 64  # 128 bytes of two-byte numbers
         for stage in tl.static_range(STAGES):
             if stage * INPUTS < split_inputs:
-                _prefetch(w_row + stage * INPUTS + line[None, :])
+                prefetch(w_row + stage * INPUTS + line[None, :])
                 if SILU:
-                    _prefetch(w_row + up + stage * INPUTS + line[None, :])
+                    prefetch(w_row + up + stage * INPUTS + line[None, :])
         gdc_wait()
     w_at = w_row + k[None, :]
     x_at = x_ptr + m[:, None] * stride_x + first + k[None, :]
@@ -191,52 +153,22 @@ def skinny_linear_reference(
     return (silu_and_mul_reference(y) if silu else y).to(x.dtype)
 
 
-def _power_of_two_in(number: int, most: int) -> int:
-    return min(most, number & -number)
-
-
-def gemv_config(outputs: int, inputs: int, silu: bool) -> GemvConfig | None:
-    config = GEMV.get((outputs, inputs, silu))
-    if config is None:
-        step = _power_of_two_in(inputs, 4096 if outputs >= 16384 else 2048)
-        if step < 128:
-            return None
-        rows = max(1, (2048 if silu else 4096) // step)
-        while rows > 1 and (outputs % rows or outputs // rows < 256):
-            rows //= 2
-        config = GemvConfig(rows, step)
-    return config if outputs % config.outputs == 0 and inputs % config.inputs == 0 else None
-
-
-def dot_config(outputs: int, inputs: int, silu: bool) -> DotConfig | None:
-    config = DOT.get((outputs, inputs, silu))
-    if config is None:
-        step = _power_of_two_in(inputs, 256)
-        if step < 64 or outputs % 32:
-            return None
-        splits = 1
-        while not silu and splits < 8 and outputs // 32 * splits < 192 and inputs // (2 * splits) % step == 0:
-            splits *= 2
-        config = DotConfig(32, step, 4, splits=splits)
-    return config if outputs % config.outputs == 0 and inputs % (config.inputs * config.splits) == 0 else None
-
-
-def fits(x: torch.Tensor, weight: torch.Tensor, silu: bool = False) -> bool:
-    """Is there a kernel for these shapes, and is it worth it?"""
+def choose_config(x: torch.Tensor, weight: torch.Tensor, silu: bool = False) -> LinearConfig | None:
+    """The kernel and its tiles for these shapes (wide_linear.py's too); None: the library is as fast, or none fits."""
     inputs = weight.shape[1]
     rows = x.numel() // inputs
     outputs = weight.shape[0] // 2 if silu else weight.shape[0]
-    if not 1 <= rows <= MAX_ROWS or not weight.is_contiguous() or x.dtype != weight.dtype or x.element_size() != 2:
-        return False
+    if not 1 <= rows <= MAX_FEW_ROWS or not weight.is_contiguous() or x.dtype != weight.dtype or x.element_size() != 2:
+        return None
     if weight.nbytes < LEAST_WEIGHT_BYTES:
-        return False
-    return (gemv_config if rows == 1 else dot_config)(outputs, inputs, silu) is not None
+        return None
+    return choose(rows, outputs, inputs, silu, has_tma(x))
 
 
 _workspaces: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
 
-def _workspace(device: torch.device, floats: int, counters: int) -> tuple[torch.Tensor, torch.Tensor]:
+def workspace(device: torch.device, floats: int, counters: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Partial sums and arrival counters. Kernels of one stream take turns with it; the counters end as zeros."""
     have = _workspaces.get(device)
     if have is None or have[0].numel() < floats or have[1].numel() < counters:
@@ -265,17 +197,18 @@ def skinny_linear(
     inputs = weight.shape[1]
     outputs = weight.shape[0] // 2 if silu else weight.shape[0]
     rows = x.numel() // inputs
-    if x.shape[-1] != inputs or not 1 <= rows <= MAX_ROWS:
-        raise ValueError(f"x has shape {tuple(x.shape)}; it must have 1 to {MAX_ROWS} rows of {inputs}")
+    if x.shape[-1] != inputs or not 1 <= rows <= MAX_DOT_ROWS:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must have 1 to {MAX_DOT_ROWS} rows of {inputs}")
     if silu and bias is not None:
         raise ValueError("no kernel adds a bias before SiLU")
     flat = x.reshape(rows, inputs)
     if flat.stride(1) != 1:
         flat = flat.contiguous()
     y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
-    config = config or (gemv_config if rows == 1 else dot_config)(outputs, inputs, silu)
-    if config is None:
+    chosen = config or choose(rows, outputs, inputs, silu, False)
+    if not isinstance(chosen, GemvConfig | DotConfig):
         raise ValueError(f"no kernel for {outputs} outputs of {inputs} inputs")
+    config = chosen
     pdl = has_pdl(x)
     other = weight if bias is None else bias
     if isinstance(config, GemvConfig):
@@ -287,7 +220,7 @@ def skinny_linear(
     padded = 16 if rows <= 16 else 32
     part, count = y, y
     if config.splits > 1:
-        part, count = _workspace(x.device, config.splits * padded * outputs, outputs // config.outputs)
+        part, count = workspace(x.device, config.splits * padded * outputs, outputs // config.outputs)
     _dot_kernel[(outputs // config.outputs, config.splits)](
         flat, weight, other, y, part, count, rows, outputs, inputs, flat.stride(0), inputs // config.splits,
         config.splits, ROWS=padded, OUTPUTS=config.outputs, INPUTS=config.inputs, STAGES=config.stages,

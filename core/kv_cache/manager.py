@@ -31,6 +31,16 @@ class BlockManager:
     def num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
+    def num_common_blocks(self, rows: Sequence[int]) -> int:
+        """How many first blocks all of these rows share, if they are all the rows that hold any."""
+        references, count = self.pool.references, 0
+        # a block stands at one place in a table, so as many holders as rows means all of them
+        for block in self.blocks_of[rows[0]]:
+            if references[block] < len(rows):
+                break
+            count += 1
+        return count
+
     def match(self, request: Request, tokens: np.ndarray) -> list[int]:
         """The longest cached prefix of `tokens` in whole blocks, the last token left out. Changes no block."""
         # the last token is always computed: its logits are wanted

@@ -69,19 +69,26 @@ class ModelRunner:
         self._launched: tuple[StepPlan, torch.Tensor, torch.Tensor | None] | None = None
         """The plan, its hidden states and, if a graph made them, its logits."""
         self.graphs: Any = None
-        """core.runner.graphs.DecodeGraphs, once captured"""
+        """core.runner.graphs.StepGraphs, once captured"""
 
-    def capture_graphs(self, max_batch: int) -> int:
-        """Capture the decode step in CUDA graphs. -> how many"""
-        from core.runner.graphs import DecodeGraphs
+    def capture_graphs(self, max_tokens: int, shared_prefixes: bool) -> int:
+        """Capture steps of up to `max_tokens` in CUDA graphs. -> how many"""
+        from core.runner.graphs import StepGraphs
 
-        batch = self.batch
-        graphs = DecodeGraphs(
-            self.model, self.backend, self.caches, batch.token_ids, batch.block_table, batch.block_size, max_batch
+        rows = self.batch
+        graphs = StepGraphs(
+            self.model,
+            self.backend,
+            self.caches,
+            rows.token_ids,
+            rows.block_table,
+            rows.block_size,
+            max_tokens,
+            shared_prefixes,
         )
-        graphs.capture()
+        count = graphs.capture()
         self.graphs = graphs
-        return len(graphs.sizes)
+        return count
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> None:
@@ -94,8 +101,9 @@ class ModelRunner:
             for cache in self.caches:
                 for tensor in cache:
                     tensor.index_copy_(0, target, tensor.index_select(0, source))
-        if self.graphs is not None and self.graphs.fits(plan):
-            self._launched = (plan, *self.graphs.run(plan))
+        replayed = None if self.graphs is None else self.graphs.run(plan)
+        if replayed is not None:
+            self._launched = (plan, *replayed)
             return
         batch = self.batch.forward_batch(plan, self.caches)
         self.backend.plan(batch)

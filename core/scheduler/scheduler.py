@@ -24,6 +24,9 @@ from core.scheduler.queue import WaitingQueue
 from core.scheduler.rows import Rows
 from core.scheduler.update import StepUpdate
 
+MIN_COMMON_TOKENS = 256
+"""A shorter prefix is not worth a kernel of its own."""
+
 
 class Scheduler:
     """Owns the waiting queue, the rows and the block pool. Not thread safe: one loop calls it."""
@@ -58,6 +61,7 @@ class Scheduler:
         self._step = 0
         self._counters = dict.fromkeys(("queries", "hits", "preemptions", "prompt", "generation"), 0)
         self._last_step_time_s = time.monotonic()
+        self._common: tuple[np.ndarray | None, int] = (None, 0)
 
     # ---- arrivals and departures
 
@@ -183,8 +187,17 @@ class Scheduler:
             new_rows=new_rows,
             block_updates=np.concatenate(updates) if updates else np.empty((0, 3), np.int32),
             block_copies=np.array(copies, np.int32).reshape(-1, 2),
+            num_common=0 if chunked else self._num_common(),
             epochs=state.epoch.take(rows),
         )
+
+    def _num_common(self) -> int:
+        """Tokens at the beginning of every running row that lie in shared blocks; looked at when rows come or go."""
+        order = self.rows.order
+        if self._common[0] is not order:
+            found = self.blocks.num_common_blocks(self.rows.running) * self.block_size if len(order) > 1 else 0
+            self._common = order, found if found >= MIN_COMMON_TOKENS else 0
+        return self._common[1]
 
     def _running_rows(self) -> tuple[np.ndarray, np.ndarray, bool]:
         """Rows that go on, how many tokens each, and whether any of them is still at its prompt."""

@@ -8,7 +8,17 @@ import torch
 if not torch.cuda.is_available():
     pytest.skip("no GPU", allow_module_level=True)
 
-from core.kernels import activation, batch, references, rms_norm, rope, sampling, skinny_linear  # noqa: E402
+from core.kernels import (
+    activation,
+    batch,
+    linear_configs,
+    references,
+    rms_norm,
+    rope,
+    sampling,
+    skinny_linear,
+    wide_linear,
+)  # noqa: E402
 from core.sampling.sampler import sample_reference  # noqa: E402
 
 BF = torch.bfloat16
@@ -73,10 +83,28 @@ def test_rope_and_cache(tokens: int, dim: int, rotary: int, norm: bool) -> None:
 def test_skinny_linear(rows: int, outputs: int, inputs: int, silu: bool) -> None:
     x, weight = rand(rows, inputs), rand(outputs * (1 + silu), inputs) * 0.02
     bias = None if silu else rand(outputs)
-    assert skinny_linear.fits(x, weight, silu)
+    config = skinny_linear.choose_config(x, weight, silu)
+    if isinstance(config, linear_configs.WideConfig):
+        config = None  # the other kernel's; this one takes it too
     expected = skinny_linear.skinny_linear_reference(x, weight, bias, silu)
     for _ in range(3):  # the split-K counters must come back to zero
-        assert error(skinny_linear.skinny_linear(x, weight, bias, silu), expected) < 1e-2
+        assert error(skinny_linear.skinny_linear(x, weight, bias, silu, config), expected) < 1e-2
+
+
+WIDE = [s for s in linear_configs.FEW if s[0] < 100_000]
+
+
+@pytest.mark.parametrize("rows", [33, 64, 100, 129, 256])
+@pytest.mark.parametrize(("outputs", "inputs", "silu"), [*WIDE, (512, 256, True)])
+def test_wide_linear(rows: int, outputs: int, inputs: int, silu: bool) -> None:
+    x, weight = rand(rows, inputs), rand(outputs * (1 + silu), inputs) * 0.05
+    config = skinny_linear.choose_config(x, weight, silu)
+    if not isinstance(config, linear_configs.WideConfig):
+        pytest.skip("the library is faster, or the chip is older than Hopper")
+    bias = None if silu else rand(outputs)
+    expected = skinny_linear.skinny_linear_reference(x, weight, bias, silu)
+    for _ in range(2):  # the counters of a split are as they were
+        assert error(wide_linear.wide_linear(x, weight, bias, silu, config=config), expected) < 1e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF])

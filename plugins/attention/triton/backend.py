@@ -12,12 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from core.batch import ForwardBatch
 from core.interfaces.attention import AttentionCapabilities, AttentionSpec
 from core.kernels.rope import rope_and_cache, write_cache
 from plugins.attention.triton.decode import decode_attention
-from plugins.attention.triton.prefill import PrefillConfig, choose_config, prefill_attention
+from plugins.attention.triton.prefill import SHORT, SHORT_WIDE, choose_config, prefill_attention
+
+CUDNN_STEP = 2048
+"""Prompts go to cuDNN in whole pieces of so many tokens; what is behind them goes to the kernel here."""
+MAX_CAPTURED_PROMPTS = 32
+"""Prompts, or their pieces, in a captured step."""
 
 
 @dataclass(slots=True)
@@ -27,8 +33,18 @@ class TritonPlan:
     query_lens: np.ndarray
     """int64 [num_prefills]"""
     seq_lens: np.ndarray
-    tiles: dict[int, tuple[torch.Tensor, torch.Tensor]]
-    """rows in a tile -> tiles of requests without, and with, earlier context"""
+    whole: list[tuple[int, int]]
+    """(first token, tokens) of pieces from a request's beginning that cuDNN takes"""
+    tiles: dict[tuple[int, bool], torch.Tensor]
+    """tiles on the device, by what was asked for"""
+
+
+@dataclass(slots=True)
+class CapturedPlan:
+    """The same in a captured step: all keys and values are read from the cache."""
+
+    tiles: torch.Tensor
+    """int32 [n, 2]: (request, tile), request -1 where there is none"""
 
 
 class TritonBackend:
@@ -39,12 +55,14 @@ class TritonBackend:
         soft_cap=True,
         alibi=True,
         graph_capture=True,
+        mixed_capture=True,
         fused_rope=True,
     )
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._slopes: dict[tuple[float, ...], torch.Tensor] = {}
+        self._has_cudnn = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
     def allocate(
         self, spec: AttentionSpec, num_blocks: int, block_size: int, dtype: torch.dtype
@@ -59,11 +77,28 @@ class TritonBackend:
         if first >= meta.num_requests:
             meta.state = None
             return
-        meta.state = TritonPlan(
-            meta.query_lens_host[first : meta.num_requests].astype(np.int64),
-            meta.seq_lens_host[first : meta.num_requests].astype(np.int64),
-            {},
-        )
+        query_lens = meta.query_lens_host[first : meta.num_requests].astype(np.int64)
+        seq_lens = meta.seq_lens_host[first : meta.num_requests].astype(np.int64)
+        meta.state = TritonPlan(query_lens, seq_lens, [], {})
+        if self.device.type == "cuda" and self._has_cudnn:
+            # lengths in steps, so that cuDNN does not have to build a plan for every length there is
+            pieces = np.where(query_lens == seq_lens, query_lens // CUDNN_STEP * CUDNN_STEP, 0)
+            starts = first + np.cumsum(query_lens) - query_lens
+            meta.state.whole = [(int(s), int(n)) for s, n in zip(starts, pieces, strict=True) if n]
+
+    def graph_words(self, num_tokens: int) -> int:
+        return 2 * (num_tokens // SHORT.rows + MAX_CAPTURED_PROMPTS)
+
+    def graph_state(self, words: torch.Tensor) -> CapturedPlan:
+        return CapturedPlan(words.view(-1, 2))
+
+    def graph_fill(self, words: np.ndarray, query_lens: np.ndarray, seq_lens: np.ndarray, first_request: int) -> bool:
+        tiles, _ = list_tiles(query_lens, seq_lens, first_request, SHORT.rows)
+        if tiles.size > words.size:
+            return False
+        words[: tiles.size] = tiles.reshape(-1)
+        words[tiles.size :] = -1
+        return True
 
     def forward(
         self,
@@ -120,37 +155,53 @@ class TritonBackend:
         n = meta.num_decodes
         if n:
             decode_attention(
-                spec, query[:n], keys, values, meta.block_table, meta.seq_lens, out[:n], meta.max_seq_len, slopes
+                spec,
+                query[:n],
+                keys,
+                values,
+                meta.block_table,
+                meta.seq_lens if meta.decode_lens is None else meta.decode_lens,
+                out[:n],
+                meta.max_seq_len,
+                slopes,
+                common=meta.common_prefix,
             )
-        plan: TritonPlan | None = meta.state
+        plan: TritonPlan | CapturedPlan | None = meta.state
         if plan is None:
             return out
-        config = choose_config(spec.head_dim, query.element_size(), query.is_cuda)
-        fresh, continued = self._tiles(plan, config, n)
+        if isinstance(plan, CapturedPlan):
+            config = SHORT if spec.head_dim <= 128 and query.element_size() <= 2 else SHORT_WIDE
+            fixed = (meta.block_table, meta.query_start_loc, meta.seq_lens)
+            prefill_attention(
+                spec, query, keys, values, *fixed, plan.tiles, out, paged=True, slopes=slopes, config=config
+            )
+            return out
+        takes = query.dtype in (torch.bfloat16, torch.float16) and spec.head_dim in (64, 128)
+        whole = plan.whole if takes and not (spec.window or spec.soft_cap or spec.alibi_slopes) else []
+        for first, count in whole:
+            cudnn_attention(spec, *(t[first : first + count] for t in (query, key, value, out)))
         fixed = (meta.block_table, meta.query_start_loc, meta.seq_lens)
-        prefill_attention(
-            spec, query, together(key), together(value), *fixed, fresh, out, paged=False, slopes=slopes, config=config
-        )
-        prefill_attention(spec, query, keys, values, *fixed, continued, out, paged=True, slopes=slopes, config=config)
+        for paged in (False, True):
+            config = choose_config(query, paged)
+            tiles = self._tiles(plan, config.rows, paged, bool(whole), n)
+            k, v = (keys, values) if paged else (together(key), together(value))
+            prefill_attention(spec, query, k, v, *fixed, tiles, out, paged=paged, slopes=slopes, config=config)
         return out
 
-    def _tiles(self, plan: TritonPlan, config: PrefillConfig, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if config.rows not in plan.tiles:
-            counts = -(-plan.query_lens // config.rows)
-            requests = np.repeat(np.arange(len(counts)), counts)
-            tile = np.arange(len(requests)) - np.repeat(np.cumsum(counts) - counts, counts)
-            context = plan.seq_lens - plan.query_lens
-            # by the keys that a tile has to go through, most first: the tail is then short
-            order = np.argsort(-(context[requests] + tile * config.rows), kind="stable")
-            has_context = context[requests[order]] > 0
-            pairs = np.stack([requests + first, tile], 1)[order].astype(np.int32)
-            both = np.concatenate([pairs[~has_context], pairs[has_context]])
-            sent = torch.from_numpy(np.ascontiguousarray(both))
+    def _tiles(self, plan: TritonPlan, rows: int, paged: bool, skip_whole: bool, first: int) -> torch.Tensor:
+        """The tiles of requests that are, or are not, to be read from the cache; made at the first layer of a kind."""
+        key = (2 * rows + skip_whole, paged)
+        if key not in plan.tiles:
+            pairs, has_context = list_tiles(plan.query_lens, plan.seq_lens, first, rows)
+            mine = has_context == paged
+            if skip_whole and not paged:
+                taken = plan.query_lens // CUDNN_STEP * CUDNN_STEP
+                mine &= pairs[:, 1] * rows >= taken[pairs[:, 0] - first]
+            sent = torch.from_numpy(np.ascontiguousarray(pairs[mine]))
             if self.device.type == "cuda":
                 sent = sent.pin_memory().to(self.device, non_blocking=True)
-            num_fresh = int((~has_context).sum())
-            plan.tiles[config.rows] = (sent[:num_fresh], sent[num_fresh:])
-        return plan.tiles[config.rows]
+            plan.tiles[key] = sent
+        return plan.tiles[key]
 
     def _alibi(self, spec: AttentionSpec) -> torch.Tensor | None:
         if spec.alibi_slopes is None:
@@ -159,6 +210,33 @@ class TritonBackend:
             slopes = torch.tensor(spec.alibi_slopes, dtype=torch.float32) * math.log2(math.e)
             self._slopes[spec.alibi_slopes] = slopes.to(self.device)
         return self._slopes[spec.alibi_slopes]
+
+
+def cudnn_attention(
+    spec: AttentionSpec, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor
+) -> None:
+    """One request from its beginning, through cuDNN: 657 TFLOP/s at 16384 tokens (see prefill.py for ours)."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    # [1, heads, tokens, head_dim]
+    q, k, v = (t.transpose(0, 1).unsqueeze(0) for t in (query, key, value))
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        got = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=spec.scale, enable_gqa=True)
+    out.copy_(got.squeeze(0).transpose(0, 1))
+
+
+def list_tiles(
+    query_lens: np.ndarray, seq_lens: np.ndarray, first_request: int, rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """int32 [n, 2]: (request, tile of `rows` new tokens), and whether the request has earlier context."""
+    counts = -(-query_lens // rows)
+    requests = np.repeat(np.arange(len(counts)), counts)
+    tile = np.arange(len(requests)) - np.repeat(np.cumsum(counts) - counts, counts)
+    context = seq_lens - query_lens
+    # by the keys that a tile has to go through, most first: the tail is then short
+    order = np.argsort(-(context[requests] + tile * rows), kind="stable")
+    pairs = np.stack([requests + first_request, tile], 1)[order].astype(np.int32)
+    return pairs, context[requests[order]] > 0
 
 
 def together(x: torch.Tensor) -> torch.Tensor:

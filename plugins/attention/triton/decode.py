@@ -18,6 +18,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from core.interfaces.attention import AttentionSpec
 from core.kernels.launch import has_pdl, num_multiprocessors, options
+from plugins.attention.triton.shared_prefix import choose_prefix_splits, prefix_attention, prefix_range, prefix_tile
 
 NEG = tl.constexpr(-1.0e30)
 MAX_SPLITS = 64
@@ -42,9 +43,12 @@ MOST = DecodeConfig(16, 4, 1)
 
 
 @triton.jit
-def _split_range(length, num_splits, min_keys, WINDOW: tl.constexpr, KEYS: tl.constexpr):
-    """First key that is seen, keys in a split (whole tiles), splits that have any. The merge must agree with it."""
-    low = 0
+def _split_range(length, common, num_splits, min_keys, WINDOW: tl.constexpr, KEYS: tl.constexpr):
+    """First key that is seen, keys in a split (whole tiles), splits that have any. The merge must agree with it.
+
+    The first `common` keys are read elsewhere.
+    """
+    low = common
     if WINDOW > 0:
         low = tl.maximum(length - WINDOW, 0)
     per = tl.maximum(tl.cdiv(length - low, num_splits), min_keys)
@@ -54,11 +58,11 @@ def _split_range(length, num_splits, min_keys, WINDOW: tl.constexpr, KEYS: tl.co
 
 @triton.jit
 def _decode_kernel(
-    q_ptr, keys_ptr, values_ptr, table_ptr, lengths_ptr, out_ptr, part_ptr, lse_ptr, slopes_ptr,
-    stride_q, stride_table, stride_block, stride_slot, qk_scale, soft_cap, num_splits, min_keys,
+    q_ptr, keys_ptr, values_ptr, table_ptr, lengths_ptr, common_ptr, out_ptr, part_ptr, lse_ptr, slopes_ptr,
+    stride_q, stride_table, stride_block, stride_slot, qk_scale, soft_cap, num_splits, num_slots, min_keys,
     GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, KEYS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, ALIBI: tl.constexpr, STAGES: tl.constexpr,
-    PRECISION: tl.constexpr, PDL: tl.constexpr,
+    SHARED: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: one request, one key head, one split."""
     head, split, request = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -67,8 +71,11 @@ def _decode_kernel(
         gdc_launch_dependents()
         gdc_wait()
     length = tl.load(lengths_ptr + request)
-    low, per, used = _split_range(length, num_splits, min_keys, WINDOW, KEYS)
-    if split < used:
+    common = 0
+    if SHARED > 0:
+        common = tl.load(common_ptr)
+    low, per, used = _split_range(length, common, num_splits, min_keys, WINDOW, KEYS)
+    if (split < used) & (length > 0):
         start = low + split * per
         end = tl.minimum(length, start + per)
         r = tl.arange(0, ROWS)
@@ -110,10 +117,10 @@ def _decode_kernel(
             m = m_new
         acc = acc / total[:, None]
         out_row = (request * num_kv_heads + head) * GROUP + r
-        if used == 1:
+        if (used == 1) & (common == 0):
             tl.store(out_ptr + out_row[:, None] * DIM + d[None, :], acc.to(out_ptr.dtype.element_ty), mask=mine)
         else:
-            part_row = out_row * num_splits + split
+            part_row = out_row * num_slots + split
             tl.store(part_ptr + part_row[:, None] * DIM + d[None, :], acc, mask=mine)
             tl.store(lse_ptr + part_row, m + tl.log2(total), mask=r < GROUP)
     elif (length == 0) & (split == 0):
@@ -128,9 +135,9 @@ def _decode_kernel(
 
 @triton.jit
 def _merge_kernel(
-    part_ptr, lse_ptr, lengths_ptr, out_ptr, num_splits, min_keys,
-    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr, KEYS: tl.constexpr,
-    WINDOW: tl.constexpr, PDL: tl.constexpr,
+    part_ptr, lse_ptr, lengths_ptr, common_ptr, out_ptr, num_splits, num_slots, min_keys,
+    HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SLOTS: tl.constexpr, KEYS: tl.constexpr,
+    WINDOW: tl.constexpr, SHARED: tl.constexpr, PREFIX_TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: one query head of one request."""
     row = tl.program_id(0).to(tl.int64)
@@ -138,14 +145,21 @@ def _merge_kernel(
         gdc_launch_dependents()
         gdc_wait()
     length = tl.load(lengths_ptr + row // HEADS)
-    _, _, used = _split_range(length, num_splits, min_keys, WINDOW, KEYS)
-    if used > 1:
-        s = tl.arange(0, SPLITS)
+    common = 0
+    if SHARED > 0:
+        common = tl.load(common_ptr)
+    _, _, used = _split_range(length, common, num_splits, min_keys, WINDOW, KEYS)
+    if (length > 0) & ((used > 1) | (common > 0)):
+        s = tl.arange(0, SLOTS)
         d = tl.arange(0, BLOCK_D)
-        lse = tl.load(lse_ptr + row * num_splits + s, mask=s < used, other=NEG)
+        filled = s < used
+        if SHARED > 0:
+            _, shared_used = prefix_range(common, SHARED, PREFIX_TILE)
+            filled = filled | ((s >= num_splits) & (s < num_splits + shared_used))
+        lse = tl.load(lse_ptr + row * num_slots + s, mask=filled, other=NEG)
         weight = tl.exp2(lse - tl.max(lse, 0))
-        inside = (s < used)[:, None] & (d < DIM)[None, :]
-        part = tl.load(part_ptr + (row * num_splits + s[:, None]) * DIM + d[None, :], mask=inside, other=0.0)
+        inside = filled[:, None] & (d < DIM)[None, :]
+        part = tl.load(part_ptr + (row * num_slots + s[:, None]) * DIM + d[None, :], mask=inside, other=0.0)
         merged = tl.sum(part * weight[:, None], 0) / tl.sum(weight, 0)
         tl.store(out_ptr + row * DIM + d, merged.to(out_ptr.dtype.element_ty), mask=d < DIM)
 
@@ -179,12 +193,14 @@ def decode_attention(
     slopes: torch.Tensor | None = None,
     splits: tuple[int, int] | None = None,
     config: DecodeConfig | None = None,
+    common: torch.Tensor | None = None,
 ) -> None:
     """query: [R, num_heads, head_dim], heads together, rows may lie apart; out: [R, num_heads, head_dim] contiguous.
 
     keys, values: [num_blocks, block_size, num_kv_heads, head_dim] contiguous; block_table: int32 [R, ...];
     seq_lens: int32 [R], 0 for a row of padding (its output is zeros). max_seq_len bounds the splits, nothing else.
-    slopes: float32 [num_heads], ALiBi's, times log2(e).
+    slopes: float32 [num_heads], ALiBi's, times log2(e). common: int32 [1], the first so many keys (whole blocks, fewer
+    than any request has) lie in the same blocks for all requests and are read once.
     """
     num_requests, num_heads, dim = query.shape
     if query.stride(2) != 1 or query.stride(1) != dim or not out.is_contiguous():
@@ -198,26 +214,38 @@ def decode_attention(
     programs = num_requests * spec.num_kv_heads * num_splits
     config = config or choose_config(programs, multiprocessors, dim, query.element_size())
     group = num_heads // spec.num_kv_heads
-    block_d = triton.next_power_of_2(dim)
+    block_d = max(16, triton.next_power_of_2(dim))  # what a matrix instruction takes at least
     window = spec.window or 0
     cap = spec.soft_cap is not None
+    scale = spec.scale if cap else spec.scale * math.log2(math.e)
+    if window or slopes is not None:
+        common = None
+    shared = 0 if common is None else choose_prefix_splits(query, spec.num_kv_heads)
+    num_slots = num_splits + shared
     part = lse = out
-    if num_splits > 1:
-        part = torch.empty(num_requests * num_heads * num_splits, dim, dtype=torch.float32, device=query.device)
-        lse = torch.empty(num_requests * num_heads * num_splits, dtype=torch.float32, device=query.device)
+    if num_slots > 1:
+        part = torch.empty(num_requests * num_heads * num_slots, dim, dtype=torch.float32, device=query.device)
+        lse = torch.empty(num_requests * num_heads * num_slots, dtype=torch.float32, device=query.device)
+    if common is not None:
+        prefix_attention(
+            spec, query, keys, values, block_table, common, part, lse, num_slots, num_splits, shared, scale
+        )
+    common_or_any = seq_lens if common is None else common
     pdl = has_pdl(query)
     _decode_kernel[(spec.num_kv_heads, num_splits, num_requests)](
-        query, keys, values, block_table, seq_lens, out, part, lse, seq_lens if slopes is None else slopes,
+        query, keys, values, block_table, seq_lens, common_or_any, out, part, lse,
+        seq_lens if slopes is None else slopes,
         query.stride(0), block_table.stride(0), keys.stride(0), keys.stride(1),
-        spec.scale if cap else spec.scale * math.log2(math.e), spec.soft_cap or 1.0, num_splits, min_keys,
+        scale, spec.soft_cap or 1.0, num_splits, num_slots, min_keys,
         GROUP=group, ROWS=max(16, triton.next_power_of_2(group)), DIM=dim, BLOCK_D=block_d, KEYS=config.keys,
-        BLOCK_SIZE=keys.shape[1], WINDOW=window, CAP=cap, ALIBI=slopes is not None, STAGES=config.stages,
+        BLOCK_SIZE=keys.shape[1], WINDOW=window, CAP=cap, ALIBI=slopes is not None, STAGES=config.stages, SHARED=shared,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", PDL=pdl,
         **options(pdl, num_warps=config.warps),
     )  # fmt: skip
-    if num_splits > 1:
+    if num_slots > 1:
         _merge_kernel[(num_requests * num_heads,)](
-            part, lse, seq_lens, out, num_splits, min_keys,
-            HEADS=num_heads, DIM=dim, BLOCK_D=block_d, SPLITS=triton.next_power_of_2(num_splits), KEYS=config.keys,
-            WINDOW=window, PDL=pdl, **options(pdl, num_warps=4 if num_splits > 16 else 2),
+            part, lse, seq_lens, common_or_any, out, num_splits, num_slots, min_keys,
+            HEADS=num_heads, DIM=dim, BLOCK_D=block_d, SLOTS=triton.next_power_of_2(num_slots), KEYS=config.keys,
+            WINDOW=window, SHARED=shared, PREFIX_TILE=prefix_tile(query), PDL=pdl,
+            **options(pdl, num_warps=4 if num_slots > 16 else 2),
         )  # fmt: skip

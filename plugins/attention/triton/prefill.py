@@ -30,20 +30,33 @@ class PrefillConfig:
     warps: int
 
 
-# H100 80GB HBM3, 32 query and 8 key heads, bf16, TFLOP/s at 2048 / 16384 tokens: from activations through tensor
-# descriptors 403 / 503, through pointers 345 / 448.
-TALL = PrefillConfig(128, 64, 2, 8)
-"""head_dim up to 128"""
+# H100 80GB HBM3, 32 query and 8 key heads of 128, bf16, TFLOP/s at 2048 / 16384 tokens of one request. From activations,
+# through tensor descriptors: 64/64/3 346 / 555, 128/64/3 310 / 567, 128/64/2 248 / 413, 128/128/2 282 / 488. From the
+# cache: 128/128/2 253 / 412, 64/64/3 252 / 388, 128/64/3 225 / 368. cuDNN: 379 / 657.
+LONG = PrefillConfig(128, 64, 3, 8)
+"""head_dim up to 128, many tokens"""
+PAGED = PrefillConfig(128, 128, 2, 8)
+MEDIUM = PrefillConfig(64, 64, 3, 4)
+LONG_STEP = 4096
+"""New tokens of a step from which tall tiles are enough to fill the device."""
 WIDE = PrefillConfig(64, 32, 2, 4)
 """head_dim above 128, or 4-byte numbers"""
+SHORT = PrefillConfig(64, 64, 2, 4)
+"""In captured steps, which are short: more programs"""
+SHORT_WIDE = PrefillConfig(64, 32, 1, 4)
 SMALL = PrefillConfig(16, 16, 1, 4)
 """In Triton's interpreter: what a test can afford."""
 
 
-def choose_config(dim: int, itemsize: int, is_cuda: bool) -> PrefillConfig:
-    if not is_cuda:
+def choose_config(query: torch.Tensor, paged: bool) -> PrefillConfig:
+    """query: [T, num_heads, head_dim]"""
+    if not query.is_cuda:
         return SMALL
-    return TALL if dim <= 128 and itemsize <= 2 else WIDE
+    if query.shape[2] > 128 or query.element_size() > 2:
+        return WIDE
+    if query.shape[0] < LONG_STEP:
+        return MEDIUM
+    return PAGED if paged else LONG
 
 
 @triton.jit
@@ -125,9 +138,12 @@ def _prefill_kernel(
     ALIBI: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program: one query head, one tile of rows of one request."""
-    head = tl.program_id(0)
-    request = tl.load(tiles_ptr + tl.program_id(1) * 2).to(tl.int64)
-    tile = tl.load(tiles_ptr + tl.program_id(1) * 2 + 1)
+    # tiles of one head run side by side: its keys and values then stay in the L2 cache
+    head = tl.program_id(1)
+    request = tl.load(tiles_ptr + tl.program_id(0) * 2).to(tl.int64)
+    tile = tl.load(tiles_ptr + tl.program_id(0) * 2 + 1)
+    if request < 0:
+        return  # what only fills a captured graph up
     start = tl.load(starts_ptr + request)
     count = tl.load(starts_ptr + request + 1) - start
     length = tl.load(lengths_ptr + request)
@@ -204,8 +220,8 @@ def prefill_attention(
             raise ValueError(f"the heads of {name} must lie together; its strides are {t.stride()}")
     if tiles.shape[0] == 0:
         return
-    config = config or choose_config(dim, query.element_size(), query.is_cuda)
-    block_d = triton.next_power_of_2(dim)
+    config = config or choose_config(query, paged)
+    block_d = max(16, triton.next_power_of_2(dim))  # what a matrix instruction takes at least
     item = keys.element_size()
     can = (
         not paged
@@ -222,7 +238,7 @@ def prefill_attention(
             TensorDescriptor(t, [t.shape[0], spec.num_kv_heads * dim], [t.stride(0), 1], box) for t in (keys, values)
         )
     cap = spec.soft_cap is not None
-    _prefill_kernel[(spec.num_heads, tiles.shape[0])](
+    _prefill_kernel[(tiles.shape[0], spec.num_heads)](
         query, keys, values, keys_desc, values_desc, out, block_table, query_start_loc, seq_lens, tiles,
         seq_lens if slopes is None else slopes,
         query.stride(0), keys.stride(0), values.stride(0), out.stride(0), block_table.stride(0), keys.stride(0),

@@ -12,7 +12,7 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs these on the GPU itself")
 
-from core.kernels import activation, batch, references, rms_norm, rope, sampling, skinny_linear  # noqa: E402
+from core.kernels import activation, batch, linear_configs, references, rms_norm, rope, sampling, skinny_linear  # noqa: E402
 from core.sampling.sampler import sample_reference  # noqa: E402
 
 
@@ -78,8 +78,17 @@ def test_skinny_linear(rows: int, silu: bool) -> None:
 
 
 def test_no_kernel_for_odd_shapes() -> None:
-    assert skinny_linear.gemv_config(64, 100, False) is None
-    assert skinny_linear.dot_config(50, 256, False) is None
+    assert linear_configs.choose(1, 64, 100, False, True) is None
+    assert linear_configs.choose(4, 50, 256, False, True) is None
+    assert linear_configs.choose(40, 64, 256, False, True) is None
+
+
+def test_configurations_divide_their_shapes() -> None:
+    for (outputs, inputs, silu), found in linear_configs.FEW.items():
+        for most, config in found:
+            assert (linear_configs.choose(most, outputs, inputs, silu, True) is None) == (config is None)
+            assert most <= 16 or not isinstance(config, linear_configs.DotConfig) or most <= 32
+            assert linear_configs.choose(1, outputs, inputs, silu, False) is not None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -145,3 +154,24 @@ def test_prepare_decodes() -> None:
     batch.prepare_decodes_reference(packed, token_ids, table, 16, *expected)
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a, b)
+
+
+def test_prepare_mixed() -> None:
+    g = torch.Generator().manual_seed(0)
+    token_ids = torch.randint(0, 1000, (6, 101), generator=g, dtype=torch.int32)
+    table = torch.randint(0, 50, (6, 7), generator=g, dtype=torch.int32)
+    # two decodes, two prompts (one with earlier context), two rows of padding, 3 tokens of padding
+    rows, computed, starts = [3, 0, 5, 1, -1, -1], [0, 16, 0, 15, 0, 0], [0, 1, 2, 35, 40, 40, 40]
+    packed = torch.tensor([*rows, *computed, *starts, 2], dtype=torch.int32)
+
+    def outputs() -> list[torch.Tensor]:
+        made = [torch.full((43,), -7, dtype=torch.int64) for _ in range(3)]
+        lengths = [torch.full((6,), -7, dtype=torch.int32) for _ in range(2)]
+        return [*made, *lengths, torch.full((6, 7), -7, dtype=torch.int32)]
+
+    got, expected = outputs(), outputs()
+    batch.prepare_mixed(packed, 6, token_ids, table, 16, *got)
+    batch.prepare_mixed_reference(packed, 6, token_ids, table, 16, *expected)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+    assert expected[3].tolist() == [1, 17, 33, 20, 0, 0] and expected[4].tolist() == [1, 17, 0, 0, 0, 0]

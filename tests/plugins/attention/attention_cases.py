@@ -22,6 +22,8 @@ class Case:
     seed: int = 0
     poison: bool = True
     """NaN in every cache entry that no request owns"""
+    common: int = 0
+    """So many first tokens of every request (whole blocks) lie in the same blocks"""
     extra: dict = field(default_factory=dict)
 
 
@@ -46,8 +48,10 @@ def build(case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32) -
     table = torch.zeros(len(lens), max(max(blocks), 1) + 2, dtype=torch.int32)
     # entries behind a request's end are stale: they name blocks of others
     table[:] = torch.randint(0, len(order), table.shape, generator=g, dtype=torch.int32)
+    shared = [order.pop() for _ in range(case.common // bs)]
     for i, count in enumerate(blocks):
-        table[i, :count] = torch.tensor([order.pop() for _ in range(count)], dtype=torch.int32)
+        own = [order.pop() for _ in range(count - len(shared))] if count else []
+        table[i, :count] = torch.tensor([*shared, *own] if count else [], dtype=torch.int32)
     shape = (sum(blocks) + 3, bs, spec.num_kv_heads, spec.head_dim)
     fill = float("nan") if case.poison else 0.0
     cache = tuple(torch.full(shape, fill, dtype=dtype) for _ in range(2))
@@ -85,6 +89,7 @@ def build(case: Case, device: str = "cpu", dtype: torch.dtype = torch.float32) -
         query_lens_host=new,
         seq_lens_host=lens,
         block_size=bs,
+        common_prefix=torch.tensor([case.common], dtype=torch.int32, device=device) if case.common else None,
     )
     batch = ForwardBatch(torch.zeros(total, dtype=torch.int64, device=device), positions.to(device), meta, [])
     to = lambda pair: tuple(t.to(device) for t in pair)  # noqa: E731

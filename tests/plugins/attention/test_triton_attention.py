@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,11 @@ CASES = {
     "decodes, padded rows": Case(spec(), DECODES[:2], padding=2),
     "one long decode, split": Case(spec(2, 1), [(1, 400)]),
     "one long decode, split, window": Case(spec(2, 1, window=300), [(1, 400)], block_size=32),
+    "decodes that share a prefix": Case(spec(), [(1, 48), (1, 50), (1, 63), (1, 90)], common=48),
+    "decodes that share a prefix, padded rows": Case(spec(), [(1, 64), (1, 70)], padding=2, common=64),
+    "decodes that share a prefix, soft cap": Case(spec(soft_cap=5.0), [(1, 40), (1, 50)], common=32),
+    "decodes that share a prefix, window": Case(spec(window=20), [(1, 40), (1, 50)], common=32),
+    "decodes that share a long prefix, split": Case(spec(2, 1), [(1, 200), (1, 430)], common=192),
     "prompts": Case(spec(), [(17, 0), (2, 0), (33, 0)]),
     "mixed": Case(spec(), MIXED),
     "mixed, head_dim 20": Case(spec(4, 2, 20), MIXED[:4]),
@@ -51,6 +57,40 @@ def test_forward(name: str) -> None:
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
     for got, wanted in zip(built.cache, built.filled, strict=True):
         torch.testing.assert_close(got, wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("lengths", [MIXED, MIXED[:2], MIXED[2:]], ids=["mixed", "decodes", "prompts"])
+def test_a_mixed_step_as_it_is_captured(lengths: list[tuple[int, int]]) -> None:
+    """Every request is in both launches, and the device alone knows which are decodes; rows and tokens are padded."""
+    case = Case(spec(), lengths)
+    built = build(case)
+    meta = built.batch.attention
+    expected = paged_attention_reference(case.spec, built.query, *built.filled, built.batch)
+    backend = TritonBackend(torch.device("cpu"))
+    words = np.zeros(backend.graph_words(64), np.int32)
+    n = meta.num_decodes
+    assert backend.graph_fill(words, meta.query_lens_host[n:], meta.seq_lens_host[n:], n)
+    rows, tokens = len(lengths) + 2, meta.num_tokens + 5
+    grow = lambda t, size, value: torch.cat([t, torch.full((size - len(t), *t.shape[1:]), value, dtype=t.dtype)])  # noqa: E731
+    is_decode = torch.arange(rows) < n
+    meta.seq_lens = grow(meta.seq_lens, rows, 0)
+    meta.decode_lens = torch.where(is_decode, meta.seq_lens, 0).int()
+    meta.query_start_loc = grow(meta.query_start_loc, rows + 1, meta.num_tokens)
+    meta.block_table = grow(meta.block_table, rows, 0)
+    meta.slot_mapping = grow(meta.slot_mapping, tokens, -1)
+    meta.num_requests = meta.num_decodes = rows
+    meta.state = backend.graph_state(torch.from_numpy(words))
+    q, k, v = (grow(t, tokens, 0.5) for t in (built.query, built.key, built.value))
+    out = backend.forward(case.spec, q, k, v, built.cache, built.batch)
+    torch.testing.assert_close(out[: len(expected)], expected, rtol=1e-4, atol=1e-5)
+    for got, wanted in zip(built.cache, built.filled, strict=True):
+        torch.testing.assert_close(got, wanted, equal_nan=True)
+
+
+def test_a_captured_step_has_room_for_so_many_prompts() -> None:
+    backend = TritonBackend(torch.device("cpu"))
+    words = np.zeros(backend.graph_words(64), np.int32)
+    assert not backend.graph_fill(words, np.full(40, 2, np.int32), np.full(40, 2, np.int32), 0)
 
 
 @pytest.mark.parametrize("norm", [False, True])
