@@ -6,6 +6,8 @@ programmatic dependent launch the first weights are fetched while the kernel bef
 
 from __future__ import annotations
 
+import threading
+
 import torch
 import triton
 import triton.language as tl
@@ -166,16 +168,28 @@ def choose_config(x: torch.Tensor, weight: torch.Tensor, silu: bool = False) -> 
 
 
 _workspaces: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+_workspace_lock = threading.Lock()  # kernels are compiled in threads
 
 
 def workspace(device: torch.device, floats: int, counters: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Partial sums and arrival counters. Kernels of one stream take turns with it; the counters end as zeros."""
+    with _workspace_lock:
+        return _grown_workspace(device, floats, counters)
+
+
+def reset_workspaces() -> None:
+    """Kernels that ran side by side may have left counters behind."""
+    for _, counters in _workspaces.values():
+        counters.zero_()
+
+
+def _grown_workspace(device: torch.device, floats: int, counters: int) -> tuple[torch.Tensor, torch.Tensor]:
     have = _workspaces.get(device)
     if have is None or have[0].numel() < floats or have[1].numel() < counters:
         # a capture keeps using what it was captured with, so the old one must stay alive: both are kept by graphs
         made = (
-            torch.empty(max(floats, 1 << 20), dtype=torch.float32, device=device),
-            torch.zeros(max(counters, 1 << 12), dtype=torch.int32, device=device),
+            torch.empty(max(floats, 1 << 23), dtype=torch.float32, device=device),
+            torch.zeros(max(counters, 1 << 14), dtype=torch.int32, device=device),
         )
         if have is not None:
             _retired.append(have)

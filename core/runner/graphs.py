@@ -105,9 +105,11 @@ class StepGraphs:
     def _forward_batch(self, meta: AttentionMetadata) -> ForwardBatch:
         return ForwardBatch(self._input_ids[: meta.num_tokens], self._positions[: meta.num_tokens], meta, self._caches)
 
-    def _decode(self, size: int, shared: bool) -> tuple[torch.Tensor, Callable[[], tuple[Any, Any]]]:
+    def _decode(
+        self, packed: torch.Tensor, size: int, shared: bool
+    ) -> tuple[torch.Tensor, Callable[[], tuple[Any, Any]]]:
         """The step of `size` decodes: where its packed copy goes, and what to capture."""
-        packed = self._packed[: 2 * size + 1]
+        packed = packed[: 2 * size + 1]
         packed[: 2 * size] = -1
         packed[2 * size :] = 0
         meta = self._metadata(
@@ -137,10 +139,10 @@ class StepGraphs:
 
         return packed, step
 
-    def _mix(self, size: int) -> tuple[torch.Tensor, Callable[[], tuple[Any, Any]]]:
+    def _mix(self, packed: torch.Tensor, size: int) -> tuple[torch.Tensor, Callable[[], tuple[Any, Any]]]:
         rows = min(self._table.shape[0], size)
         own = 3 * rows + 2
-        packed = self._packed[: own + self._backend.graph_words(size)]
+        packed = packed[: own + self._backend.graph_words(size)]
         packed.copy_(torch.from_numpy(self._pack_mixed(rows, size, None)))
         meta = self._metadata(
             rows,
@@ -170,25 +172,35 @@ class StepGraphs:
 
         return packed, step
 
+    def _kinds(self) -> list[tuple[str, int, bool]]:
+        kinds = [("mixed", s, False) for s in self.mixed_sizes] + [("decode", s, False) for s in self.decode_sizes]
+        kinds += [("decode", s, True) for s in self.shared_sizes]
+        return sorted(kinds, key=lambda k: -k[1])
+
+    def _make(self, packed: torch.Tensor, kind: str, size: int, shared: bool) -> tuple[torch.Tensor, Callable[[], Any]]:
+        return self._mix(packed, size) if kind == "mixed" else self._decode(packed, size, shared)
+
+    def compilations(self) -> list[Callable[[], object]]:
+        """Jobs that between them compile all kernels of all graphs; they may run side by side."""
+        return [lambda k=kind: self._make(self._packed.clone(), *k)[1]() for kind in self._kinds()]  # type: ignore[misc]
+
     @torch.inference_mode()
     def capture(self, progress: Callable[[int, int], None] | None = None) -> int:
         """Capture every size, the largest first, so that the smaller ones find their memory in its pool.
 
         progress(done, of). -> how many. Raises what the model or the backend raises if it cannot be captured.
         """
-        kinds = [("mixed", s, False) for s in self.mixed_sizes] + [("decode", s, False) for s in self.decode_sizes]
-        kinds += [("decode", s, True) for s in self.shared_sizes]
-        kinds.sort(key=lambda k: -k[1])
+        kinds = self._kinds()
         gc.collect()
         gc.freeze()  # torch collects garbage before each capture; what lives now need not be looked at again
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(self._token_ids.device)
         try:
             for done, (kind, size, shared) in enumerate(kinds):
-                packed, step = self._mix(size) if kind == "mixed" else self._decode(size, shared)
+                packed, step = self._make(self._packed, kind, size, shared)
                 stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(stream):
-                    step()  # compiles kernels and lets libraries make their handles
+                    step()  # lets libraries make their handles
                 torch.cuda.current_stream().wait_stream(stream)
                 torch.cuda.synchronize()
                 graph = torch.cuda.CUDAGraph()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from core.interfaces.model import Model
 from core.kernels import dispatch
 from core.messages import Logprobs
 from core.runner.input_batch import InputBatch
+from core.runner.warm_up import run_side_by_side
 from core.sampling.logprobs import gather_logprobs, to_message
 from core.sampling.rows import Needs, SamplingRows
 from core.sampling.sampler import Sampler
@@ -71,24 +73,69 @@ class ModelRunner:
         self.graphs: Any = None
         """core.runner.graphs.StepGraphs, once captured"""
 
-    def capture_graphs(self, max_tokens: int, shared_prefixes: bool) -> int:
-        """Capture steps of up to `max_tokens` in CUDA graphs. -> how many"""
+    def warm_up(self, max_tokens: int, max_graph_tokens: int, shared_prefixes: bool) -> int:
+        """Compile the kernels of steps of up to `max_tokens`; capture those up to `max_graph_tokens` in CUDA graphs.
+
+        max_graph_tokens 0: no graphs. -> how many graphs. The cache and the rows hold nothing afterwards.
+        """
+        from core.kernels.skinny_linear import reset_workspaces
         from core.runner.graphs import StepGraphs
 
         rows = self.batch
-        graphs = StepGraphs(
-            self.model,
-            self.backend,
-            self.caches,
-            rows.token_ids,
-            rows.block_table,
-            rows.block_size,
-            max_tokens,
-            shared_prefixes,
-        )
+        graphs = None
+        if max_graph_tokens:
+            graphs = StepGraphs(
+                self.model,
+                self.backend,
+                self.caches,
+                rows.token_ids,
+                rows.block_table,
+                rows.block_size,
+                max_graph_tokens,
+                shared_prefixes,
+            )
+        jobs = self._eager_steps(max_tokens) + ([] if graphs is None else graphs.compilations())
+        run_side_by_side(jobs, self.device)
+        reset_workspaces()
+        rows.token_ids.zero_()
+        for cache in self.caches:
+            for tensor in cache:
+                tensor[0].zero_()  # all rows wrote into their tables' first block
+        if graphs is None:
+            return 0
         count = graphs.capture()
         self.graphs = graphs
         return count
+
+    def _eager_steps(self, max_tokens: int) -> list[Callable[[], object]]:
+        """Steps that no graph serves: long prompts, new and continued, and every way to sample."""
+        longest = self.batch.token_ids.shape[1] - 1
+        most = min(max_tokens, longest)
+
+        def step(count: int, computed: int) -> torch.Tensor:
+            plan = StepPlan(
+                step=0,
+                rows=np.zeros(1, np.int32),
+                num_scheduled=np.array([count], np.int32),
+                num_computed=np.array([computed], np.int32),
+                samples=np.ones(1, bool),
+            )
+            batch = self.batch.forward_batch(plan, self.caches)
+            self.backend.plan(batch)
+            return self.model.forward(batch)
+
+        def choose(random: bool, masked: bool) -> None:
+            logits = self.model.logits(step(min(24, most), 0)[-1:])
+            words = np.full((1, -(-logits.shape[1] // 32)), -1, np.int32)
+            masks = Bitmasks(np.zeros(1, np.int64), words) if masked else None
+            needs = np.array([Needs.RANDOM if random else 0])
+            self._sample_plain(logits, np.zeros(1, np.int64), np.zeros(1, np.int32), needs, masks)
+
+        sizes = {(most, 0), (min(1024, most), 0)}
+        sizes |= {(min(n, longest - 16), 16) for n in (max_tokens, 1024, 40) if longest > 32}
+        jobs: list[Callable[[], object]] = [lambda s=s: step(*s) for s in sorted(sizes, reverse=True)]  # type: ignore[misc]
+        jobs += [lambda w=w: choose(*w) for w in ((True, False), (False, False), (True, True), (False, True))]  # type: ignore[misc]
+        return jobs
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> None:

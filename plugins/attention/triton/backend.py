@@ -182,7 +182,7 @@ class TritonBackend:
             cudnn_attention(spec, *(t[first : first + count] for t in (query, key, value, out)))
         fixed = (meta.block_table, meta.query_start_loc, meta.seq_lens)
         for paged in (False, True):
-            config = choose_config(query, paged)
+            config = choose_config(query, paged, int(plan.query_lens.max()))
             tiles = self._tiles(plan, config.rows, paged, bool(whole), n)
             k, v = (keys, values) if paged else (together(key), together(value))
             prefill_attention(spec, query, k, v, *fixed, tiles, out, paged=paged, slopes=slopes, config=config)

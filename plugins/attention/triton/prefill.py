@@ -48,13 +48,13 @@ SMALL = PrefillConfig(16, 16, 1, 4)
 """In Triton's interpreter: what a test can afford."""
 
 
-def choose_config(query: torch.Tensor, paged: bool) -> PrefillConfig:
-    """query: [T, num_heads, head_dim]"""
+def choose_config(query: torch.Tensor, paged: bool, most_new: int | None = None) -> PrefillConfig:
+    """query: [T, num_heads, head_dim]; most_new: the most new tokens of a request."""
     if not query.is_cuda:
         return SMALL
     if query.shape[2] > 128 or query.element_size() > 2:
         return WIDE
-    if query.shape[0] < LONG_STEP:
+    if query.shape[0] < LONG_STEP or (most_new is not None and most_new <= MEDIUM.rows):
         return MEDIUM
     return PAGED if paged else LONG
 
