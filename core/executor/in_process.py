@@ -96,9 +96,8 @@ class InProcessExecutor:
         if device.type == "cuda":
             captures = backend.capabilities.graph_capture and not config.device.enforce_eager
             largest = min(config.device.max_graph_batch, budget) if captures else 0
-            count = self.runner.warm_up(budget, largest, config.cache.enable_prefix_caching)
+            count = self.runner.warm_up(budget, largest, config.cache.enable_prefix_caching, self._phase)
             self.choices["graphs"] = f"{count} CUDA graphs of steps" if count else "none"
-            self._phase("compile and capture")
         self.vocab_size = int(self.model_config["vocab_size"])
         self.eos_token_ids = eos_token_ids(folder, self.model_config)
         self.memory = {"weights": sum(weights.values()), "kv_cache": self.num_blocks * block_bytes}

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from core.kernels.launch import has_pdl, options
+from core.kernels.launch import has_pdl, launch, options
 from core.kernels.references import silu_and_mul_reference
 
 __all__ = ["silu_and_mul", "silu_and_mul_reference"]
@@ -46,7 +46,15 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     if flat.stride(1) != 1:
         flat = flat.contiguous()
     pdl = has_pdl(x)
-    _silu_and_mul_kernel[(rows, triton.cdiv(size, BLOCK))](
-        flat, y, flat.stride(0), size, BLOCK_D=BLOCK, PDL=pdl, **options(pdl, num_warps=WARPS)
+    launch(
+        _silu_and_mul_kernel,
+        (rows, triton.cdiv(size, BLOCK)),
+        flat,
+        y,
+        flat.stride(0),
+        size,
+        BLOCK_D=BLOCK,
+        PDL=pdl,
+        **options(pdl, num_warps=WARPS),
     )
     return y

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from core.kernels.launch import launch
+
 
 @triton.jit
 def _prepare_decodes_kernel(
@@ -83,7 +85,8 @@ def prepare_decodes(
     count = packed.shape[1]
     if packed.dtype != torch.int32 or packed.stride(1) != 1:
         raise ValueError("packed must be int32 [2, n] with contiguous rows")
-    _prepare_decodes_kernel[(count,)](
+    launch(
+        _prepare_decodes_kernel, (count,),
         packed, token_ids, block_table, input_ids, positions, slots, seq_lens, out_table,
         packed.stride(0), token_ids.stride(0), block_table.stride(0), out_table.stride(0),
         BLOCK_SIZE=block_size, BLOCK=256, num_warps=2,
@@ -192,7 +195,8 @@ def prepare_mixed(
     input_ids, positions, slots int64 [T] (slot -1 behind the last token), seq_lens int32 [rows], decode_lens int32
     [rows] (0 but for the requests with one token), out_table int32 [rows, blocks].
     """
-    _prepare_mixed_kernel[(rows + 1,)](
+    launch(
+        _prepare_mixed_kernel, (rows + 1,),
         packed, token_ids, block_table, input_ids, positions, slots, seq_lens, decode_lens, out_table,
         token_ids.stride(0), block_table.stride(0), out_table.stride(0), rows, input_ids.shape[0],
         BLOCK_SIZE=block_size, BLOCK=256, num_warps=2,

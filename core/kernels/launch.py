@@ -1,4 +1,4 @@
-"""How kernels are launched: is programmatic dependent launch (PDL) there, how many multiprocessors has the device.
+"""How kernels are launched, or only compiled: is programmatic dependent launch (PDL) there, how many multiprocessors.
 
 With PDL a kernel's blocks start while the kernel before still drains, and wait (gdc_wait) before they touch what it
 wrote. Every kernel of ours launched so calls gdc_wait in every block, also in those with nothing to do: a kernel that
@@ -7,7 +7,11 @@ skipped it could end before its predecessor, and the one behind would read too e
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -41,3 +45,33 @@ def num_multiprocessors(x: torch.Tensor) -> int:
 def options(pdl: bool, **more: Any) -> dict[str, Any]:
     """Keywords of a launch. launch_pdl is named only where it is on: the interpreter does not know it."""
     return {**more, "launch_pdl": True} if pdl else more
+
+
+_compiles_only = False
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **keywords: Any) -> None:
+    """kernel[grid](*args, **keywords); within `compiling`, hand it to the compiler and compute nothing."""
+    if _compiles_only:
+        kernel.warmup(*args, grid=grid, **keywords)
+    else:
+        kernel[grid](*args, **keywords)
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Kernels launched in here are compiled, side by side, and ready when the block ends; their outputs are not."""
+    global _compiles_only
+    try:
+        from triton.runtime._async_compile import AsyncCompileMode
+    except ImportError:  # another Triton: the first launch compiles
+        mode: Any = contextlib.nullcontext
+    else:
+        mode = AsyncCompileMode
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        _compiles_only = True
+        try:
+            with mode(pool):
+                yield
+        finally:
+            _compiles_only = False

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from core.kernels.launch import has_pdl, options
+from core.kernels.launch import has_pdl, launch, options
 from core.kernels.references import add_rms_norm_reference, rms_norm_reference
 
 __all__ = ["add_rms_norm", "add_rms_norm_reference", "rms_norm", "rms_norm_reference"]
@@ -58,7 +58,8 @@ def _launch(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor
         warps = 16
     pdl = has_pdl(x)
     other = flat if residual is None else residual.view(rows, size)
-    _rms_norm_kernel[(rows,)](
+    launch(
+        _rms_norm_kernel, (rows,),
         flat, other, weight, y, flat.stride(0), other.stride(0), eps, size,
         BLOCK_D=block, ADD=residual is not None, PDL=pdl, **options(pdl, num_warps=warps),
     )  # fmt: skip

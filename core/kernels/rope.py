@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from core.kernels.launch import has_pdl, options
+from core.kernels.launch import has_pdl, launch, options
 from core.kernels.references import rope_and_cache_reference
 
 __all__ = ["rope_and_cache", "rope_and_cache_reference", "write_cache"]
@@ -158,7 +158,8 @@ def rope_and_cache(
         return qkv
     heads, warps = next((h, w) for most, h, w in CONFIGS if tokens <= most)
     pdl = has_pdl(qkv)
-    _rope_and_cache_kernel[(tokens, triton.cdiv(total, heads))](
+    launch(
+        _rope_and_cache_kernel, (tokens, triton.cdiv(total, heads)),
         qkv, cos_sin, positions, slots, keys, values,
         qkv if q_weight is None else q_weight, qkv if k_weight is None else k_weight,
         qkv.stride(0), num_kv_heads * dim, num_heads, num_kv_heads, eps,
@@ -183,7 +184,8 @@ def write_cache(
     key, value = (t if t.stride(2) == 1 and t.stride(1) == dim else t.contiguous() for t in (key, value))
     block = triton.next_power_of_2(heads * dim)
     pdl = has_pdl(key)
-    _write_cache_kernel[(tokens,)](
+    launch(
+        _write_cache_kernel, (tokens,),
         key, value, slots, keys, values, key.stride(0), value.stride(0), heads * dim, heads * dim,
         BLOCK=block, PDL=pdl, **options(pdl, num_warps=4 if block > 256 else 1),
     )  # fmt: skip

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from core.kernels.launch import has_pdl, options
+from core.kernels.launch import has_pdl, launch, options
 
 # One program a row. H100: not measured yet.
 BLOCK = 8192
@@ -193,7 +193,8 @@ def sample(
     bits_free = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}[logits.dtype]
     pdl = has_pdl(logits)
     block = min(BLOCK, triton.next_power_of_2(vocab))
-    _sample_kernel[(count,)](
+    launch(
+        _sample_kernel, (count,),
         logits, rows, floats, top_k, seeds, positions, mask_rows, bits, out, finite,
         out if token_ids is None else token_ids,
         logits.stride(0), floats.stride(0), bits.stride(0), 0 if token_ids is None else token_ids.stride(0), vocab,

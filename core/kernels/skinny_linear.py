@@ -6,15 +6,13 @@ programmatic dependent launch the first weights are fetched while the kernel bef
 
 from __future__ import annotations
 
-import threading
-
 import torch
 import triton
 import triton.language as tl
 from torch.nn import functional
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from core.kernels.launch import has_pdl, has_tma, options
+from core.kernels.launch import has_pdl, has_tma, launch, options
 from core.kernels.linear_configs import MAX_DOT_ROWS, DotConfig, GemvConfig, LinearConfig, choose
 from core.kernels.references import silu_and_mul_reference
 
@@ -168,22 +166,10 @@ def choose_config(x: torch.Tensor, weight: torch.Tensor, silu: bool = False) -> 
 
 
 _workspaces: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
-_workspace_lock = threading.Lock()  # kernels are compiled in threads
 
 
 def workspace(device: torch.device, floats: int, counters: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Partial sums and arrival counters. Kernels of one stream take turns with it; the counters end as zeros."""
-    with _workspace_lock:
-        return _grown_workspace(device, floats, counters)
-
-
-def reset_workspaces() -> None:
-    """Kernels that ran side by side may have left counters behind."""
-    for _, counters in _workspaces.values():
-        counters.zero_()
-
-
-def _grown_workspace(device: torch.device, floats: int, counters: int) -> tuple[torch.Tensor, torch.Tensor]:
     have = _workspaces.get(device)
     if have is None or have[0].numel() < floats or have[1].numel() < counters:
         # a capture keeps using what it was captured with, so the old one must stay alive: both are kept by graphs
@@ -226,7 +212,8 @@ def skinny_linear(
     pdl = has_pdl(x)
     other = weight if bias is None else bias
     if isinstance(config, GemvConfig):
-        _gemv_kernel[(outputs // config.outputs,)](
+        launch(
+            _gemv_kernel, (outputs // config.outputs,),
             flat, weight, other, y, outputs, K=inputs, OUTPUTS=config.outputs, INPUTS=config.inputs, SILU=silu,
             BIAS=bias is not None, PDL=pdl, **options(pdl, num_warps=config.warps),
         )  # fmt: skip
@@ -235,7 +222,8 @@ def skinny_linear(
     part, count = y, y
     if config.splits > 1:
         part, count = workspace(x.device, config.splits * padded * outputs, outputs // config.outputs)
-    _dot_kernel[(outputs // config.outputs, config.splits)](
+    launch(
+        _dot_kernel, (outputs // config.outputs, config.splits),
         flat, weight, other, y, part, count, rows, outputs, inputs, flat.stride(0), inputs // config.splits,
         config.splits, ROWS=padded, OUTPUTS=config.outputs, INPUTS=config.inputs, STAGES=config.stages,
         SWAP=config.swap, SPLIT=config.splits > 1, SILU=silu, BIAS=bias is not None,

@@ -13,6 +13,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from core.kernels.launch import launch
 from core.kernels.linear_configs import WideConfig
 from core.kernels.skinny_linear import prefetch, skinny_linear_reference, workspace
 
@@ -114,7 +115,8 @@ def wide_linear(
         part, count = workspace(x.device, config.splits * rows * outputs, outputs // config.outputs * tiles)
     x_desc = TensorDescriptor(flat, [rows, inputs], [inputs, 1], [config.rows, config.inputs])
     w_desc = TensorDescriptor(weight, list(weight.shape), [inputs, 1], [config.outputs, config.inputs])
-    _wide_kernel[(tiles, outputs // config.outputs, config.splits)](
+    launch(
+        _wide_kernel, (tiles, outputs // config.outputs, config.splits),
         x_desc, w_desc, weight, weight if bias is None else bias, y, part, count, rows, outputs, inputs,
         inputs // config.splits, config.splits, tiles, ROWS=config.rows, OUTPUTS=config.outputs, INPUTS=config.inputs,
         STAGES=config.stages, SWAP=config.swap, SPLIT=config.splits > 1, SILU=silu, BIAS=bias is not None, PDL=True,

@@ -181,7 +181,7 @@ class StepGraphs:
         return self._mix(packed, size) if kind == "mixed" else self._decode(packed, size, shared)
 
     def compilations(self) -> list[Callable[[], object]]:
-        """Jobs that between them compile all kernels of all graphs; they may run side by side."""
+        """Jobs that between them compile all kernels of all graphs."""
         return [lambda k=kind: self._make(self._packed.clone(), *k)[1]() for kind in self._kinds()]  # type: ignore[misc]
 
     @torch.inference_mode()

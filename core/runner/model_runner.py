@@ -14,7 +14,6 @@ from core.interfaces.model import Model
 from core.kernels import dispatch
 from core.messages import Logprobs
 from core.runner.input_batch import InputBatch
-from core.runner.warm_up import run_side_by_side
 from core.sampling.logprobs import gather_logprobs, to_message
 from core.sampling.rows import Needs, SamplingRows
 from core.sampling.sampler import Sampler
@@ -73,12 +72,15 @@ class ModelRunner:
         self.graphs: Any = None
         """core.runner.graphs.StepGraphs, once captured"""
 
-    def warm_up(self, max_tokens: int, max_graph_tokens: int, shared_prefixes: bool) -> int:
+    @torch.inference_mode()
+    def warm_up(
+        self, max_tokens: int, max_graph_tokens: int, shared_prefixes: bool, phase: Callable[[str], None]
+    ) -> int:
         """Compile the kernels of steps of up to `max_tokens`; capture those up to `max_graph_tokens` in CUDA graphs.
 
-        max_graph_tokens 0: no graphs. -> how many graphs. The cache and the rows hold nothing afterwards.
+        max_graph_tokens 0: no graphs. -> how many graphs
         """
-        from core.kernels.skinny_linear import reset_workspaces
+        from core.kernels.launch import compiling
         from core.runner.graphs import StepGraphs
 
         rows = self.batch
@@ -95,15 +97,16 @@ class ModelRunner:
                 shared_prefixes,
             )
         jobs = self._eager_steps(max_tokens) + ([] if graphs is None else graphs.compilations())
-        run_side_by_side(jobs, self.device)
-        reset_workspaces()
+        with compiling():
+            for job in jobs:
+                job()
+        torch.cuda.empty_cache()
         rows.token_ids.zero_()
-        for cache in self.caches:
-            for tensor in cache:
-                tensor[0].zero_()  # all rows wrote into their tables' first block
+        phase("compile kernels")
         if graphs is None:
             return 0
         count = graphs.capture()
+        phase("capture graphs")
         self.graphs = graphs
         return count
 

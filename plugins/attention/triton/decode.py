@@ -17,7 +17,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from core.interfaces.attention import AttentionSpec
-from core.kernels.launch import has_pdl, num_multiprocessors, options
+from core.kernels.launch import has_pdl, launch, num_multiprocessors, options
 from plugins.attention.triton.shared_prefix import choose_prefix_splits, prefix_attention, prefix_range, prefix_tile
 
 NEG = tl.constexpr(-1.0e30)
@@ -229,7 +229,8 @@ def decode_attention(
         )
     common_or_any = seq_lens if common is None else common
     pdl = has_pdl(query)
-    _decode_kernel[(spec.num_kv_heads, num_splits, num_requests)](
+    launch(
+        _decode_kernel, (spec.num_kv_heads, num_splits, num_requests),
         query, keys, values, block_table, seq_lens, common_or_any, out, part, lse,
         seq_lens if slopes is None else slopes,
         query.stride(0), block_table.stride(0), keys.stride(0), keys.stride(1),
@@ -240,7 +241,8 @@ def decode_attention(
         **options(pdl, num_warps=config.warps),
     )  # fmt: skip
     if num_slots > 1:
-        _merge_kernel[(num_requests * num_heads,)](
+        launch(
+            _merge_kernel, (num_requests * num_heads,),
             part, lse, seq_lens, common_or_any, out, num_splits, num_slots, min_keys,
             HEADS=num_heads, DIM=dim, BLOCK_D=block_d, SLOTS=triton.next_power_of_2(num_slots), KEYS=config.keys,
             WINDOW=window, SHARED=shared, PREFIX_TILE=prefix_tile(query), PDL=pdl,

@@ -16,7 +16,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from core.interfaces.attention import AttentionSpec
-from core.kernels.launch import has_tma
+from core.kernels.launch import has_tma, launch
 
 NEG = tl.constexpr(-1.0e30)
 
@@ -238,7 +238,8 @@ def prefill_attention(
             TensorDescriptor(t, [t.shape[0], spec.num_kv_heads * dim], [t.stride(0), 1], box) for t in (keys, values)
         )
     cap = spec.soft_cap is not None
-    _prefill_kernel[(tiles.shape[0], spec.num_heads)](
+    launch(
+        _prefill_kernel, (tiles.shape[0], spec.num_heads),
         query, keys, values, keys_desc, values_desc, out, block_table, query_start_loc, seq_lens, tiles,
         seq_lens if slopes is None else slopes,
         query.stride(0), keys.stride(0), values.stride(0), out.stride(0), block_table.stride(0), keys.stride(0),

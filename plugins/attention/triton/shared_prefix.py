@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from core.interfaces.attention import AttentionSpec
-from core.kernels.launch import has_pdl, num_multiprocessors, options
+from core.kernels.launch import has_pdl, launch, num_multiprocessors, options
 
 NEG = tl.constexpr(-1.0e30)
 KEYS = 64
@@ -122,7 +122,8 @@ def prefix_attention(
     tile = max(16, min(128 if is_tall(query) else 32, triton.next_power_of_2(rows)))
     pdl = has_pdl(query)
     cap = spec.soft_cap is not None
-    _prefix_kernel[(spec.num_kv_heads, triton.cdiv(rows, tile), num)](
+    launch(
+        _prefix_kernel, (spec.num_kv_heads, triton.cdiv(rows, tile), num),
         query, keys, values, block_table, common, part, lse, query.stride(0), keys.stride(0), keys.stride(1),
         qk_scale, spec.soft_cap or 1.0, rows, num_slots, first_slot,
         GROUP=group, ROWS=tile, DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)),
