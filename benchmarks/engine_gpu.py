@@ -11,7 +11,9 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
+import random
 import sys
 import tempfile
 import time
@@ -82,6 +84,13 @@ class Server:
             torch.cuda.empty_cache()
 
 
+def steps_ms(spans: list[tuple[int, int, str]]) -> list[float]:
+    """Median time between the kernels that prepare decodes: whole steps."""
+    at = [begin for begin, _, name in spans if "_prepare_decodes" in name]
+    gaps = sorted((b - a) / 1e6 for a, b in itertools.pairwise(at))
+    return [round(gaps[len(gaps) * q // 100], 3) for q in (10, 50, 90)] if gaps else []
+
+
 def profile(server: Server, work: Any, most: int | None) -> dict[str, Any]:
     """One run under the profiler: which kernels take the time, and for what share of it any kernel runs.
 
@@ -113,9 +122,20 @@ def profile(server: Server, work: Any, most: int | None) -> dict[str, Any]:
     return {
         "profile": work.name,
         "wall_s": round(wall_s, 3),
+        "span_s": round((end - spans[0][0]) / 1e9, 3),
         "busy_share": round(busy / (end - spans[0][0]), 4),
+        "steps_ms": steps_ms(spans),
         "kernels_ms": {name: [round(ms, 1), int(n)] for name, (ms, n) in top},
     }
+
+
+def decodes(workloads: ModuleType, count: int) -> Any:
+    """`count` requests of very different lengths that decode together for 60 steps."""
+    rng = random.Random(count)
+    requests = [
+        workloads.Request([rng.randrange(1000) for _ in range(300 + 1300 * i // count)], 60) for i in range(count)
+    ]
+    return workloads.Workload(f"decodes of {count}", requests)
 
 
 def main() -> None:
@@ -124,7 +144,7 @@ def main() -> None:
     parser.add_argument("--workloads", help="comma-separated; default: all")
     parser.add_argument("--options", default="{}", help="more engine options, as JSON")
     parser.add_argument("--shape", default="{}", help="values that replace those of the model's config.json, as JSON")
-    parser.add_argument("--profile", default="", help="workloads to run once more, profiled: NAME[:MOST_TOKENS],...")
+    parser.add_argument("--profile", default="", help="to run profiled: NAME[:MOST_TOKENS], decodes:REQUESTS, ...")
     parser.add_argument("--budget-s", type=float, default=1e9, help="start no workload after this many seconds")
     args = parser.parse_args()
     workloads = load_module(args.workloads_module)
@@ -139,7 +159,7 @@ def main() -> None:
     for prefix_caching in (False, True):
         todo = [n for n in names if n and workloads.build(n).prefix_caching == prefix_caching]
         if (
-            not (todo or prefix_caching in [workloads.build(n).prefix_caching for n in profiled])
+            not (todo or prefix_caching in [n == "shared_prefix" for n in profiled])
             or time.perf_counter() - begun > args.budget_s
         ):
             continue
@@ -167,8 +187,10 @@ def main() -> None:
                 continue  # measured with it, so that decode can be told apart
             workloads.measure_all(["ttft_b1", "latency_b1"] if name == "latency_b1" else both, server.serve, tags)
         for name, _, most in (p.partition(":") for p in args.profile.split(",") if p):
-            if workloads.build(name).prefix_caching == prefix_caching:
-                print(json.dumps(profile(server, workloads.build(name, 9), int(most) if most else None)), flush=True)
+            work = decodes(workloads, int(most)) if name == "decodes" else workloads.build(name, 9)
+            if work.prefix_caching == prefix_caching:
+                cut = int(most) if most and name != "decodes" else None
+                print(json.dumps(profile(server, work, cut)), flush=True)
         server.close()
 
 

@@ -127,3 +127,5 @@ class ForwardBatch:
     attention: AttentionMetadata
     caches: Sequence[Any]
     """Per attention layer what the backend's `allocate` made: (keys, values)"""
+    wanted: torch.Tensor | None = None
+    """int64 [S]: tokens whose hidden states are asked for, fewer than all; a model may return these alone"""

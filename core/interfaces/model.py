@@ -50,7 +50,10 @@ class Model(Protocol):
         """Make the parameters (on context.device); weights are loaded into them afterwards."""
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        """-> [num_tokens, hidden]. Capturable: static shapes, no host synchronisation."""
+        """-> [num_tokens, hidden], or [S, hidden] of the tokens in batch.wanted, if that is set.
+
+        Capturable: static shapes, no host synchronisation.
+        """
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[num_rows, hidden] -> [num_rows, vocab]"""

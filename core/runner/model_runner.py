@@ -156,8 +156,16 @@ class ModelRunner:
             self._launched = (plan, *replayed)
             return
         batch = self.batch.forward_batch(plan, self.caches)
+        batch.wanted = self._wanted(plan)
         self.backend.plan(batch)
         self._launched = (plan, self.model.forward(batch), None)
+
+    def _wanted(self, plan: StepPlan) -> torch.Tensor | None:
+        """The last tokens of what is sampled; None: all tokens' hidden states are needed."""
+        if plan.num_samples == plan.num_tokens or (self.sampling.needs[plan.rows] & Needs.PROMPT_LOGPROBS).any():
+            return None
+        last = np.cumsum(plan.num_scheduled, dtype=np.int64) - 1
+        return self.batch.send(last[plan.samples] if plan.samples.any() else last[-1:])
 
     @torch.inference_mode()
     def sample(self, masks: Bitmasks | None) -> Ticket:

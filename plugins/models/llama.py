@@ -48,7 +48,15 @@ class LlamaAttention(nn.Module):
             self.q_norm = RMSNorm(dim, eps, context.dtype, context.device)
             self.k_norm = RMSNorm(dim, eps, context.dtype, context.device)
 
-    def forward(self, hidden: torch.Tensor, rotation: Rotation, batch: ForwardBatch) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, rotation: Rotation, batch: ForwardBatch, wanted: torch.Tensor | None
+    ) -> torch.Tensor:
+        """wanted: only these tokens' outputs."""
+        out = self.attend(hidden, rotation, batch).flatten(1)
+        return self.o_proj(out if wanted is None else out.index_select(0, wanted))
+
+    def attend(self, hidden: torch.Tensor, rotation: Rotation, batch: ForwardBatch) -> torch.Tensor:
+        """-> [num_tokens, num_heads, head_dim]"""
         spec = self.spec
         heads = spec.num_heads + spec.num_kv_heads
         projected = self.qkv_proj(hidden)
@@ -56,8 +64,7 @@ class LlamaAttention(nn.Module):
             # the backend rotates and writes the cache in one kernel
             norms = (self.q_norm.weight, self.k_norm.weight, self.q_norm.eps) if self.qk_norm else ()
             fused: Any = self.backend
-            out = fused.forward_rope(spec, projected, rotation[0], batch.caches[self.index], batch, *norms)
-            return self.o_proj(out.reshape(hidden.shape[0], -1))
+            return fused.forward_rope(spec, projected, rotation[0], batch.caches[self.index], batch, *norms)
         # [num_tokens, query heads + key heads + value heads, head_dim]
         qkv = projected.view(hidden.shape[0], heads + spec.num_kv_heads, spec.head_dim)
         qk, value = qkv[:, :heads], qkv[:, heads:]
@@ -65,8 +72,7 @@ class LlamaAttention(nn.Module):
             qk = torch.cat([self.q_norm(qk[:, : spec.num_heads]), self.k_norm(qk[:, spec.num_heads :])], 1)
         qk = rotate(qk, *rotation)
         query, key = qk[:, : spec.num_heads], qk[:, spec.num_heads :]
-        out = self.backend.forward(spec, query, key, value, batch.caches[self.index], batch)
-        return self.o_proj(out.reshape(hidden.shape[0], -1))
+        return self.backend.forward(spec, query, key, value, batch.caches[self.index], batch)
 
 
 class LlamaMLP(nn.Module):
@@ -97,13 +103,20 @@ class LlamaLayer(nn.Module):
         self.mlp = LlamaMLP(context, index)
 
     def forward(
-        self, hidden: torch.Tensor, residual: torch.Tensor | None, rotation: Rotation, batch: ForwardBatch
+        self,
+        hidden: torch.Tensor,
+        residual: torch.Tensor | None,
+        rotation: Rotation,
+        batch: ForwardBatch,
+        wanted: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if residual is None:
             hidden, residual = self.input_layernorm(hidden), hidden
         else:
             hidden, residual = self.input_layernorm.add(hidden, residual)
-        hidden = self.self_attn(hidden, rotation, batch)
+        hidden = self.self_attn(hidden, rotation, batch, wanted)
+        if wanted is not None:
+            residual = residual.index_select(0, wanted)
         hidden, residual = self.post_attention_layernorm.add(hidden, residual)
         return self.mlp(hidden), residual
 
@@ -160,7 +173,9 @@ class LlamaForCausalLM(nn.Module):
             rotation = self.rotary.at(batch.positions, hidden.dtype)
         residual: torch.Tensor | None = None
         for layer in self.model.layers:
-            hidden, residual = layer(hidden, residual, rotation, batch)
+            # after the last layer's keys and values are written, nobody needs the tokens that are not asked for
+            wanted = batch.wanted if layer is self.model.layers[-1] else None
+            hidden, residual = layer(hidden, residual, rotation, batch, wanted)
         assert residual is not None
         return self.model.norm.add(hidden, residual)[0]
 
