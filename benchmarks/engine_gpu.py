@@ -113,10 +113,12 @@ def profile(server: Server, work: Any, most: int | None) -> dict[str, Any]:
     busy = end = 0
     totals: dict[str, list[float]] = {}
     for begin, finish, name in spans:
-        busy += max(0, finish - max(begin, end))
+        # a kernel that was launched early and waits for the one before has only what is behind that one's end
+        alone = max(0, finish - max(begin, end))
+        busy += alone
         end = max(end, finish)
         kind = totals.setdefault(name.split("(")[0][:80], [0, 0])
-        kind[0] += (finish - begin) / 1e6
+        kind[0] += alone / 1e6
         kind[1] += 1
     top = sorted(totals.items(), key=lambda t: -t[1][0])[:24]
     return {

@@ -55,9 +55,10 @@ GEMV: dict[Shape, GemvConfig] = {
     (128256, 4096, False): GemvConfig(1, 4096),
 }
 
-# Up to so many rows; None: the library is faster. The matrices of Llama-3.1-8B, Llama-3.2-1B and Qwen3-0.6B: qkv, o,
-# gate_up, down, head. H100 80GB HBM3, bf16: microseconds of one matrix, in brackets the library's (for SiLU with a
-# kernel of its own).
+# Up to so many rows; None: the library is faster (which is so at 64, 128 and 256 rows alone: between them its choice of
+# tiles is poor, 62 us a matrix at 192 rows where it takes 39 at 256). The matrices of Llama-3.1-8B, Llama-3.2-1B and
+# Qwen3-0.6B: qkv, o, gate_up, down, head. H100 80GB HBM3, bf16: microseconds of one matrix, in brackets the library's
+# (for SiLU with a kernel of its own).
 FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
     (6144, 4096, False): (
         (16, DotConfig(32, 256, 4, splits=2)),
@@ -71,6 +72,7 @@ FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
         (32, DotConfig(64, 128, 6, swap=True, splits=2)),  # 14.1 (15.2)
         (64, WideConfig(64, 64, 128, 5, warps=8, splits=2)),  # 15.9 (15.6)
         (128, WideConfig(64, 64, 128, 6)),  # 15.9 (16.0)
+        (240, WideConfig(128, 64, 64, 8)),
         (256, None),  # 19.2 (18.3)
     ),
     (14336, 4096, True): (
@@ -85,6 +87,7 @@ FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
         (32, DotConfig(64, 256, 4, warps=8, swap=True, splits=2)),  # 45.1 (48.3)
         (64, WideConfig(32, 64, 128, 8)),  # 46.4 (48.6)
         (128, WideConfig(128, 64, 64, 8, swap=False, splits=2)),  # 51.8 (53.6)
+        (240, WideConfig(128, 128, 64, 6, splits=2)),
         (256, None),  # 61.6 (59.1)
     ),
     (128256, 4096, False): (
@@ -98,14 +101,18 @@ FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
         (16, DotConfig(64, 256, 4, swap=True)),  # 7.2 (8.3)
         (32, DotConfig(64, 128, 5, swap=True)),  # 7.4 (7.6)
         (64, None),  # 8.2 (7.8)
+        (112, WideConfig(64, 64, 128, 6, warps=8, swap=False)),
         (128, None),  # 8.5 (8.1)
+        (240, WideConfig(128, 64, 64, 8)),
         (256, None),  # 9.5 (9.3)
     ),
     (2048, 2048, False): (
         (16, DotConfig(64, 256, 4, swap=True, splits=2)),  # 5.8 (6.6)
         (32, DotConfig(64, 128, 5, swap=True, splits=4)),  # 6.3 (6.6)
         (64, WideConfig(32, 64, 128, 5, warps=8)),  # 6.9 (6.8)
+        (112, WideConfig(64, 64, 128, 5, warps=8, splits=2)),
         (128, None),  # 7.8 (6.9)
+        (240, WideConfig(128, 64, 64, 8, swap=False)),
         (256, None),  # 8.4 (7.1)
     ),
     (8192, 2048, True): (
@@ -120,6 +127,7 @@ FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
         (32, DotConfig(64, 256, 3, warps=8, swap=True, splits=4)),  # 15.2 (17.3)
         (64, WideConfig(64, 64, 128, 6, warps=8, swap=False, splits=4)),  # 16.9 (17.8)
         (128, WideConfig(64, 64, 128, 6, warps=8, swap=False, splits=2)),  # 19.2 (19.5)
+        (240, WideConfig(128, 64, 128, 4, splits=2)),
         (256, None),  # 23.9 (18.8)
     ),
     (128256, 2048, False): (
@@ -140,7 +148,9 @@ FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
         (16, DotConfig(64, 256, 3, warps=8, swap=True, splits=4)),  # 4.6 (6.1)
         (32, DotConfig(64, 256, 3, swap=True, splits=4)),  # 5.3 (6.1)
         (64, None),  # 6.5 (6.2)
+        (112, WideConfig(64, 64, 128, 5, swap=False, splits=2)),
         (128, None),  # 7.1 (6.2)
+        (240, WideConfig(128, 64, 128, 4, splits=2)),
         (256, None),  # 8.4 (6.6)
     ),
     (3072, 1024, True): (
@@ -154,7 +164,9 @@ FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
         (16, DotConfig(64, 256, 3, swap=True, splits=4)),  # 5.1 (8.1)
         (32, DotConfig(64, 128, 5, swap=True, splits=4)),  # 5.8 (8.1)
         (64, WideConfig(32, 64, 128, 6, warps=8, splits=2)),  # 7.2 (8.4)
+        (112, WideConfig(64, 64, 128, 5, warps=8, swap=False, splits=3)),
         (128, None),  # 7.9 (7.7)
+        (240, WideConfig(128, 64, 128, 4, splits=2)),
         (256, None),  # 10.2 (8.9)
     ),
     (151936, 1024, False): (
