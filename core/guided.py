@@ -242,6 +242,8 @@ class GuidedManager:
         return list(dict.fromkeys(e.name for e in entries))
 
     def _backend(self, name: str) -> GuidedBackend:
+        if (built := self._backends.get(name)) is not None:
+            return built  # without waiting while another is built, which may load a library for seconds
         with self._backend_lock:
             if name not in self._backends:
                 factory: Any = self._registry.get("guided_backend", name)

@@ -28,8 +28,8 @@ _SCHEMA_LIST = {"allOf", "anyOf", "items", "oneOf", "prefixItems"}
 _SCHEMA_MAP = {"$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"}
 
 
-def read_schema(constraint: GuidedDecodingParams) -> Any:
-    """The JSON schema of a json or json_object constraint. Raises RequestError."""
+def read_schema(constraint: GuidedDecodingParams) -> dict[str, Any]:
+    """The JSON schema of a json or json_object constraint, `true` as {}. Raises RequestError."""
     if constraint.json_object:
         return {"type": "object"}
     schema = constraint.json
@@ -40,8 +40,18 @@ def read_schema(constraint: GuidedDecodingParams) -> Any:
             raise RequestError(f"the JSON schema is not valid JSON: {error}", param="guided_json") from None
     if not isinstance(schema, dict | bool):
         raise RequestError(f"a JSON schema is an object or a boolean, not {type(schema).__name__}", param="guided_json")
+    if schema is False:
+        raise RequestError("the JSON schema false is not accepted: it allows nothing", param="guided_json")
     check_depth(schema)
-    return schema
+    return {} if schema is True else schema
+
+
+def constraint_kind(constraint: GuidedDecodingParams) -> str:
+    """Which of the kinds it is: json, json_object, regex, choice, grammar or structural_tag."""
+    if constraint.json_object:
+        return "json_object"
+    kinds = ("json", "regex", "choice", "grammar", "structural_tag")
+    return next(k for k in kinds if getattr(constraint, k) is not None)
 
 
 def check_depth(value: Any) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 from core.errors import RequestError
 from core.interfaces.guided import UnsupportedConstraintError, Vocabulary
 from core.sampling_params import GuidedDecodingParams
-from plugins.guided.constraint import read_schema, subschemas
-from plugins.guided.structural_tag import structural_tag_grammar
+from plugins.guided.constraint import constraint_kind, read_schema, subschemas
+from plugins.guided.structural_tag import schemas_of, structural_tag_grammar
 
 UNSUPPORTED_KEYWORDS = frozenset(
     (
@@ -62,13 +62,7 @@ class LLGuidanceBackend:
         }
 
     def unsupported(self, constraint: GuidedDecodingParams) -> list[str]:
-        if constraint.json is None:
-            return []
-        found = {k for s in subschemas(read_schema(constraint)) for k in s.keys() & UNSUPPORTED_KEYWORDS}
-        # false and the like say nothing
-        if "uniqueItems" in found and not any(s.get("uniqueItems") for s in subschemas(read_schema(constraint))):
-            found.discard("uniqueItems")
-        return sorted(found)
+        return sorted({k for schema in schemas_of(constraint) for k in _not_held(schema)})
 
     def compile(self, constraint: GuidedDecodingParams) -> LLGrammar:
         source = self._source(constraint)
@@ -110,11 +104,7 @@ class LLGuidanceBackend:
             raise self._refusal(constraint, str(error)) from None
 
     def _refusal(self, constraint: GuidedDecodingParams, message: str) -> RequestError:
-        kind = next(
-            k
-            for k in ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
-            if getattr(constraint, k) not in (None, False)
-        )
+        kind = constraint_kind(constraint)
         message = message.split("\n<state>")[0].strip()
         message = message if len(message) <= 500 else f"{message[:400]} ... {message[-80:]}"
         text = f"the guided-decoding {kind} is not accepted: {message}"
@@ -212,6 +202,42 @@ def _added_tokens(vocabulary: Vocabulary) -> dict[str, int]:
         return {}
     with open(vocabulary.tokenizer_file, encoding="utf-8") as file:
         return {t["content"]: t["id"] for t in json.load(file).get("added_tokens", ())}
+
+
+def _not_held(schema: Any) -> set[str]:
+    """Keywords of a schema and those in it that the library does not hold, or gets wrong."""
+    nodes = list(subschemas(schema))
+    found = {k for node in nodes for k in node.keys() & UNSUPPORTED_KEYWORDS}
+    # false says nothing
+    if "uniqueItems" in found and not any(n.get("uniqueItems") for n in nodes):
+        found.discard("uniqueItems")
+    for node in nodes:
+        # beside prefixItems it means nothing, and the library then forgets prefixItems
+        if "prefixItems" in node and "additionalItems" in node:
+            found.add("additionalItems")
+        # a key that is written twice counts twice there
+        if node.get("minProperties", 0) > max(1, len(node.get("required") or ())):
+            found.add("minProperties")
+    merged = any("allOf" in n or (n.keys() & {"$ref", "anyOf", "oneOf"} and len(n) > 1) for n in nodes)
+    for group in [nodes] if merged else [[n] for n in nodes]:
+        found |= _narrow_bounds(group)
+    return found
+
+
+def _narrow_bounds(nodes: list[Any]) -> set[str]:
+    """Exclusive bounds at a whole number with another bound less than 1 away: the library takes the whole number."""
+    bounds = [
+        (key, node[key])
+        for node in nodes
+        for key in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
+        if isinstance(node.get(key), int | float) and node.get("type") != "integer"
+    ]
+    return {
+        key
+        for key, value in bounds
+        if key.startswith("exclusive") and value == round(value)
+        if any(0 < abs(value - other) < 1 for _, other in bounds)
+    }
 
 
 def _escape(text: str) -> str:

@@ -20,6 +20,7 @@ from core.errors import RequestError
 from core.interfaces.guided import UnsupportedConstraintError, Vocabulary
 from core.sampling_params import GuidedDecodingParams
 from plugins.guided.constraint import read_schema, subschemas
+from plugins.guided.regex import is_anchored
 
 TIMEOUT_S = 15.0
 MAX_MEMORY_BYTES = 1 << 30
@@ -88,10 +89,7 @@ class OutlinesBackend:
             return ["structural_tag"]
         if constraint.json is None:
             return []
-        schema = read_schema(constraint)
-        if isinstance(schema, bool):
-            return [json.dumps(schema)]
-        return sorted({k for s in subschemas(schema) for k in _ignored(s)})
+        return sorted({k for s in subschemas(read_schema(constraint)) for k in _ignored(s)})
 
     def compile(self, constraint: GuidedDecodingParams) -> OutlinesGrammar:
         data = self._build(self._regex(constraint))
@@ -210,6 +208,14 @@ class OutlinesMatcher:
         return self._ended or bool(self._index.is_final_state(self._guide.get_state()))
 
 
+def _all_of_type(schema: Any, kinds: list[str]) -> bool:
+    """Whether every value of const or enum has one of the types."""
+    types = {"string": str, "object": dict, "array": list, "boolean": bool, "null": type(None), "integer": int}
+    values = [schema["const"]] if "const" in schema else schema["enum"]
+    allowed = tuple(types[k] for k in kinds if k in types) + ((int, float) if "number" in kinds else ())
+    return all(isinstance(v, allowed) and ("boolean" in kinds or not isinstance(v, bool)) for v in values)
+
+
 def _ignored(schema: Any) -> set[str]:
     """Keywords of one schema that outlines-core would ignore or get wrong."""
     wrong = set(schema) - _KEYWORDS
@@ -219,7 +225,9 @@ def _ignored(schema: Any) -> set[str]:
     # the library looks at one of these and drops what stands beside it
     alone = [k for k in ("$ref", "anyOf", "const", "enum") if k in schema]
     if alone:
-        wrong |= set(schema) - _ANNOTATIONS - {alone[0]} - ({"type"} if alone[0] in ("const", "enum") else set())
+        wrong |= set(schema) - _ANNOTATIONS - {alone[0], "type"}
+        if kinds and not (alone[0] in ("const", "enum") and _all_of_type(schema, kinds)):
+            wrong.add("type")
         return wrong
     for kind, keywords in _BY_TYPE.items():
         # without its type a keyword says nothing about other values, which the library does not know
@@ -238,8 +246,10 @@ def _ignored(schema: Any) -> set[str]:
         wrong.add("format")
     if "pattern" in schema:
         beside = schema.keys() & {"format", "maxLength", "minLength"}
+        text = str(schema["pattern"])
         # pasted between quotes as it is, so nothing in it may match a quote, a backslash or a control character
-        if beside or re.search(r'\.|\[\^|\\[^dw.\-+*?()|\[\]{}]|"|\s', str(schema["pattern"]).replace(r"\.", "")):
+        unsafe = re.search(r'\.|\[\^|\\[^dw.\-+*?()|\[\]{}]|"|\s', text.replace(r"\.", ""))
+        if beside or unsafe or not is_anchored(text):
             wrong |= beside | {"pattern"}
     elif "format" in schema:
         wrong |= schema.keys() & {"maxLength", "minLength"}
