@@ -55,10 +55,9 @@ GEMV: dict[Shape, GemvConfig] = {
     (128256, 4096, False): GemvConfig(1, 4096),
 }
 
-# Up to so many rows; None: the library is faster (which is so at 64, 128 and 256 rows alone: between them its choice of
-# tiles is poor, 62 us a matrix at 192 rows where it takes 39 at 256). The matrices of Llama-3.1-8B, Llama-3.2-1B and
-# Qwen3-0.6B: qkv, o, gate_up, down, head. H100 80GB HBM3, bf16: microseconds of one matrix, in brackets the library's
-# (for SiLU with a kernel of its own).
+# Up to so many rows; None: the library is faster. The matrices of Llama-3.1-8B, Llama-3.2-1B and Qwen3-0.6B: qkv, o,
+# gate_up, down, head. H100 80GB HBM3, bf16: microseconds of one matrix, in brackets the library's (for SiLU with a
+# kernel of its own).
 FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
     (6144, 4096, False): (
         (16, DotConfig(32, 256, 4, splits=2)),
@@ -72,7 +71,6 @@ FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
         (32, DotConfig(64, 128, 6, swap=True, splits=2)),  # 14.1 (15.2)
         (64, WideConfig(64, 64, 128, 5, warps=8, splits=2)),  # 15.9 (15.6)
         (128, WideConfig(64, 64, 128, 6)),  # 15.9 (16.0)
-        (240, WideConfig(128, 64, 64, 8)),
         (256, None),  # 19.2 (18.3)
     ),
     (14336, 4096, True): (
@@ -87,7 +85,6 @@ FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
         (32, DotConfig(64, 256, 4, warps=8, swap=True, splits=2)),  # 45.1 (48.3)
         (64, WideConfig(32, 64, 128, 8)),  # 46.4 (48.6)
         (128, WideConfig(128, 64, 64, 8, swap=False, splits=2)),  # 51.8 (53.6)
-        (240, WideConfig(128, 128, 64, 6, splits=2)),
         (256, None),  # 61.6 (59.1)
     ),
     (128256, 4096, False): (
@@ -101,18 +98,14 @@ FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
         (16, DotConfig(64, 256, 4, swap=True)),  # 7.2 (8.3)
         (32, DotConfig(64, 128, 5, swap=True)),  # 7.4 (7.6)
         (64, None),  # 8.2 (7.8)
-        (112, WideConfig(64, 64, 128, 6, warps=8, swap=False)),
         (128, None),  # 8.5 (8.1)
-        (240, WideConfig(128, 64, 64, 8)),
         (256, None),  # 9.5 (9.3)
     ),
     (2048, 2048, False): (
         (16, DotConfig(64, 256, 4, swap=True, splits=2)),  # 5.8 (6.6)
         (32, DotConfig(64, 128, 5, swap=True, splits=4)),  # 6.3 (6.6)
         (64, WideConfig(32, 64, 128, 5, warps=8)),  # 6.9 (6.8)
-        (112, WideConfig(64, 64, 128, 5, warps=8, splits=2)),
         (128, None),  # 7.8 (6.9)
-        (240, WideConfig(128, 64, 64, 8, swap=False)),
         (256, None),  # 8.4 (7.1)
     ),
     (8192, 2048, True): (
@@ -127,7 +120,6 @@ FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
         (32, DotConfig(64, 256, 3, warps=8, swap=True, splits=4)),  # 15.2 (17.3)
         (64, WideConfig(64, 64, 128, 6, warps=8, swap=False, splits=4)),  # 16.9 (17.8)
         (128, WideConfig(64, 64, 128, 6, warps=8, swap=False, splits=2)),  # 19.2 (19.5)
-        (240, WideConfig(128, 64, 128, 4, splits=2)),
         (256, None),  # 23.9 (18.8)
     ),
     (128256, 2048, False): (
@@ -148,9 +140,7 @@ FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
         (16, DotConfig(64, 256, 3, warps=8, swap=True, splits=4)),  # 4.6 (6.1)
         (32, DotConfig(64, 256, 3, swap=True, splits=4)),  # 5.3 (6.1)
         (64, None),  # 6.5 (6.2)
-        (112, WideConfig(64, 64, 128, 5, swap=False, splits=2)),
         (128, None),  # 7.1 (6.2)
-        (240, WideConfig(128, 64, 128, 4, splits=2)),
         (256, None),  # 8.4 (6.6)
     ),
     (3072, 1024, True): (
@@ -164,9 +154,7 @@ FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
         (16, DotConfig(64, 256, 3, swap=True, splits=4)),  # 5.1 (8.1)
         (32, DotConfig(64, 128, 5, swap=True, splits=4)),  # 5.8 (8.1)
         (64, WideConfig(32, 64, 128, 6, warps=8, splits=2)),  # 7.2 (8.4)
-        (112, WideConfig(64, 64, 128, 5, warps=8, swap=False, splits=3)),
         (128, None),  # 7.9 (7.7)
-        (240, WideConfig(128, 64, 128, 4, splits=2)),
         (256, None),  # 10.2 (8.9)
     ),
     (151936, 1024, False): (
@@ -193,12 +181,18 @@ def choose(rows: int, outputs: int, inputs: int, silu: bool, has_tma: bool) -> L
         return _divides(GEMV.get(shape) or _default_gemv(outputs, inputs, silu), outputs, inputs)
     for most, config in FEW.get(shape, ()):
         if rows <= most and (has_tma or not isinstance(config, WideConfig)):
-            return _divides(config, outputs, inputs)
+            return _divides(config, outputs, inputs) if _is_full(config, rows) else None
     if rows <= MAX_DOT_ROWS:
         return _divides(_default_dot(outputs, inputs, silu), outputs, inputs)
     if silu and has_tma and shape not in FEW:
-        return next((_divides(config, outputs, inputs) for most, config in OTHERS if rows <= most), None)
+        config = next((c for most, c in OTHERS if rows <= most), None)
+        return _divides(config, outputs, inputs) if _is_full(config, rows) else None
     return None
+
+
+def _is_full(config: LinearConfig | None, rows: int) -> bool:
+    """A second tile that reaches over the last row is slow: 40 us where whole tiles take 27. Steps are padded instead."""
+    return not isinstance(config, WideConfig) or rows % config.rows == 0 or rows <= min(config.rows, MAX_DOT_ROWS)
 
 
 def _divides(config: LinearConfig | None, outputs: int, inputs: int) -> LinearConfig | None:

@@ -99,22 +99,26 @@ def _sample_kernel(
                 a = (low >> BITS).to(tl.int64)
                 b = (ceiling >> BITS).to(tl.int64) + 1
                 while b - a > 1:
-                    middle = a + (b - a) // 2
-                    count = tl.zeros([BLOCK_V], tl.int32)
-                    for at in range(0, V, BLOCK_V):
-                        x = _load(source, mask_source, at, V, BLOCK_V, MASKED)
-                        count += tl.where(_ordered(x) >= (middle << BITS), 1, 0)
-                    have = tl.sum(count, 0)
-                    if have >= k:
-                        a = middle
-                        if have == k:
-                            b = middle + 1
-                    else:
-                        b = middle
+                    # three bounds at a time: half the passes
+                    m1, m2, m3 = a + (b - a) // 4, a + (b - a) // 2, a + (b - a) * 3 // 4
+                    n1 = tl.zeros([BLOCK_V], tl.int32)
+                    n2 = tl.zeros([BLOCK_V], tl.int32)
+                    n3 = tl.zeros([BLOCK_V], tl.int32)
+                    for at in tl.range(0, V, BLOCK_V, loop_unroll_factor=4):
+                        ordered = _ordered(_load(source, mask_source, at, V, BLOCK_V, MASKED))
+                        n1 += tl.where(ordered >= (m1 << BITS), 1, 0)
+                        n2 += tl.where(ordered >= (m2 << BITS), 1, 0)
+                        n3 += tl.where(ordered >= (m3 << BITS), 1, 0)
+                    h1, h2, h3 = tl.sum(n1, 0), tl.sum(n2, 0), tl.sum(n3, 0)
+                    new_a = tl.where(h3 >= k, m3, tl.where(h2 >= k, m2, tl.where(h1 >= k, m1, a)))
+                    have = tl.where(h3 >= k, h3, tl.where(h2 >= k, h2, tl.where(h1 >= k, h1, 0)))
+                    b = tl.where(h1 < k, m1, tl.where(h2 < k, m2, tl.where(h3 < k, m3, b)))
+                    a = new_a
+                    b = tl.where(have == k, a + 1, b)
                 low = tl.maximum(low, (a << BITS).to(tl.int32))
             if top_p < 1:
                 mass = tl.zeros([BLOCK_V], tl.float32)
-                for at in range(0, V, BLOCK_V):
+                for at in tl.range(0, V, BLOCK_V, loop_unroll_factor=4):
                     x = _load(source, mask_source, at, V, BLOCK_V, MASKED)
                     mass += tl.where(_ordered(x) >= low, tl.exp2((x - top) * scale), 0.0)
                 wanted = tl.sum(mass, 0) * top_p
@@ -122,21 +126,27 @@ def _sample_kernel(
                 a = (low >> BITS).to(tl.int64)
                 b = (ceiling >> BITS).to(tl.int64) + 1
                 while b - a > 1:
-                    middle = a + (b - a) // 2
-                    mass = tl.zeros([BLOCK_V], tl.float32)
-                    for at in range(0, V, BLOCK_V):
+                    m1, m2, m3 = a + (b - a) // 4, a + (b - a) // 2, a + (b - a) * 3 // 4
+                    p1 = tl.zeros([BLOCK_V], tl.float32)
+                    p2 = tl.zeros([BLOCK_V], tl.float32)
+                    p3 = tl.zeros([BLOCK_V], tl.float32)
+                    for at in tl.range(0, V, BLOCK_V, loop_unroll_factor=4):
                         x = _load(source, mask_source, at, V, BLOCK_V, MASKED)
-                        mass += tl.where(_ordered(x) >= (middle << BITS), tl.exp2((x - top) * scale), 0.0)
-                    if tl.sum(mass, 0) >= wanted:
-                        a = middle
-                    else:
-                        b = middle
+                        ordered = _ordered(x)
+                        p = tl.exp2((x - top) * scale)
+                        p1 += tl.where(ordered >= (m1 << BITS), p, 0.0)
+                        p2 += tl.where(ordered >= (m2 << BITS), p, 0.0)
+                        p3 += tl.where(ordered >= (m3 << BITS), p, 0.0)
+                    h1, h2, h3 = tl.sum(p1, 0), tl.sum(p2, 0), tl.sum(p3, 0)
+                    new_a = tl.where(h3 >= wanted, m3, tl.where(h2 >= wanted, m2, tl.where(h1 >= wanted, m1, a)))
+                    b = tl.where(h1 < wanted, m1, tl.where(h2 < wanted, m2, tl.where(h3 < wanted, m3, b)))
+                    a = new_a
                 low = tl.maximum(low, (a << BITS).to(tl.int32))
             seed = tl.load(seeds_ptr + row).to(tl.uint64, bitcast=True)
             counter = (position + 1).to(tl.uint64, bitcast=True) * 0x9E3779B97F4A7C15
             draw = (_mix(_mix(seed) + counter) >> 40).to(tl.float32) * 5.9604644775390625e-08
             mass = tl.zeros([BLOCK_V], tl.float32)
-            for at in range(0, V, BLOCK_V):
+            for at in tl.range(0, V, BLOCK_V, loop_unroll_factor=4):
                 x = _load(source, mask_source, at, V, BLOCK_V, MASKED)
                 mass += tl.where(_ordered(x) >= low, tl.exp2((x - top) * scale), 0.0)
             target = draw * tl.sum(mass, 0)

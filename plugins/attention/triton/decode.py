@@ -55,7 +55,7 @@ def _split_range(length, common, num_splits, min_keys, WINDOW: tl.constexpr, KEY
     return low, per, tl.cdiv(length - low, per)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits", "num_slots", "min_keys"])
 def _decode_kernel(
     q_ptr, keys_ptr, values_ptr, table_ptr, lengths_ptr, common_ptr, out_ptr, part_ptr, lse_ptr, slopes_ptr,
     stride_q, stride_table, stride_block, stride_slot, qk_scale, soft_cap, num_splits, num_slots, min_keys,
@@ -132,7 +132,7 @@ def _decode_kernel(
         tl.store(out_ptr + out_row[:, None] * DIM + d[None, :], zero, mask=mine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_splits", "num_slots", "min_keys"])
 def _merge_kernel(
     part_ptr, lse_ptr, lengths_ptr, common_ptr, out_ptr, num_splits, num_slots, min_keys,
     HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, SLOTS: tl.constexpr, KEYS: tl.constexpr,
@@ -174,7 +174,8 @@ def choose_splits(num_requests: int, num_kv_heads: int, max_seq_len: int, multip
     if programs <= multiprocessors:
         min_keys = 64 if 4 * programs <= multiprocessors else 256
     splits = min(MAX_SPLITS, max(MIN_SPLITS, room // programs), -(-max_seq_len // min_keys))
-    return max(1, splits), min_keys
+    # a power of two: the merge is compiled for each of the few, at the start
+    return triton.next_power_of_2(max(1, splits)), min_keys
 
 
 def choose_config(pairs: int, multiprocessors: int, dim: int, itemsize: int) -> DecodeConfig:

@@ -26,7 +26,7 @@ def prefix_range(common, NUM: tl.constexpr, TILE: tl.constexpr):
     return per, tl.cdiv(common, per)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_slots", "first_slot"])
 def _prefix_kernel(
     q_ptr, keys_ptr, values_ptr, table_ptr, common_ptr, part_ptr, lse_ptr, stride_q, stride_block, stride_slot,
     qk_scale, soft_cap, num_rows, num_slots, first_slot,
