@@ -47,6 +47,9 @@ class StepPlan:
     """int32 [k, 3]: (row, index in the row's block table, block)"""
     block_copies: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int32))
     """int32 [k, 2]: (source block, target block), before the step (copy on write)"""
+    known_tokens: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int32))
+    """int32 [k, 3]: (row, position, token) that were not sampled but are known (jump-forward), of rows that have them
+    already; the device has all others"""
     num_common: int = 0
     """So many first tokens of every request are in the same blocks (whole blocks, all computed before the step)."""
     epochs: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))

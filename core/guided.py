@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -304,10 +304,20 @@ class GuidedManager:
     def forced(self, handle: int) -> list[int]:
         """Tokens that follow without choice."""
         sequence = self._sequences[handle]
-        return [] if sequence.ended or sequence.error else sequence.matcher.forced()
+        if sequence.ended or sequence.error:
+            return []
+        try:
+            return list(sequence.matcher.forced())
+        except Exception as error:  # plugin; `accept` reports it with the next token
+            log.warning("a guided-decoding matcher failed", exc_info=True)
+            sequence.error = f"guided decoding failed: {type(error).__name__}: {error}"
+            return []
 
-    def masks(self, pairs: Sequence[tuple[int, int]]) -> Bitmasks:
-        """Masks of (sample_index, handle), in order. The bits are one buffer, valid until the next call."""
+    def masks(self, pairs: Sequence[tuple[int, int]], only: Mapping[int, int] | None = None) -> Bitmasks:
+        """Masks of (sample_index, handle), in order. The bits are one buffer, valid until the next call.
+
+        only: handle -> the one token that it may take now
+        """
         count = len(pairs)
         if len(self._bits) < count:
             self._bits = np.zeros((max(count, 2 * len(self._bits)), self._bits.shape[1]), np.int32)
@@ -317,6 +327,9 @@ class GuidedManager:
             sequence = self._sequences[handle]
             if sequence.ended or sequence.error is not None:
                 bits[row] = self._eos_row
+            elif only and (token := only.get(handle)) is not None:
+                bits[row] = 0
+                bits[row].view(np.uint32)[token // 32] = np.uint32(1 << (token % 32))
             else:
                 groups.setdefault(id(sequence.backend), []).append((sequence, row))
         for group in groups.values():

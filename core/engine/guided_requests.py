@@ -26,6 +26,8 @@ class GuidedRequests:
         self._unsent: list[tuple[int, GuidedDecodingParams]] = []
         self._held: dict[int, Request] = {}
         self._running: set[int] = set()
+        self._pinned: dict[int, list[int]] = {}
+        """handle -> forced tokens, the first of which a launched step must sample; the rest stand in the row already"""
 
     @property
     def num_waiting(self) -> int:
@@ -92,6 +94,7 @@ class GuidedRequests:
         if self._manager is not None and (handle in self._running or handle in self._held):
             self._manager.drop(handle)
         self._running.discard(handle)
+        self._pinned.pop(handle, None)
         return self._held.pop(handle, None)
 
     def masks(self, plan: StepPlan, scheduler: Scheduler) -> Bitmasks | None:
@@ -99,7 +102,10 @@ class GuidedRequests:
         handles = scheduler.handle_of[plan.rows[plan.samples]].tolist()
         pairs = [(i, h) for i, h in enumerate(handles) if h in self._running]
         assert self._manager is not None
-        return self._manager.masks(pairs) if pairs else None
+        if self._pinned:
+            for new in plan.new_rows:  # back after a preemption, without what was appended
+                self._pinned.pop(new.request.handle, None)
+        return self._manager.masks(pairs, {h: t[0] for h, t in self._pinned.items()}) if pairs else None
 
     def sampled(self, plan: StepPlan, result: StepResult, scheduler: Scheduler) -> list[tuple[int, int]]:
         """(handle, token) of the guided rows that still belong to whom the plan was made for."""
@@ -120,7 +126,49 @@ class GuidedRequests:
             if error is not None or handle in finished:
                 self._manager.drop(handle)
                 self._running.discard(handle)
+                self._pinned.pop(handle, None)
         return broken
+
+    def jump(self, sampled: list[tuple[int, int]], scheduler: Scheduler) -> list[tuple[int, list[int]]]:
+        """Append what the grammar leaves no choice about. -> (handle, tokens) that are now part of the output.
+
+        A row whose next token is being sampled already gets that token pinned by its mask, and the rest appended behind
+        it; the rest comes out once the pinned one is committed.
+        """
+        assert self._manager is not None
+        told = []
+        for handle, _ in sampled:
+            if handle not in self._running:
+                continue
+            request = scheduler.running(handle)
+            if request is None:
+                continue
+            row = request.row
+            if (pinned := self._pinned.pop(handle, None)) is not None:
+                told.append((handle, pinned[1:]))
+            elif request.params.logprobs is None:  # a token that is not sampled has no log probability
+                tokens = self._forced(request, scheduler.num_open(row))
+                if scheduler.is_sampling(row):
+                    if len(tokens) > 1:
+                        self._pinned[handle] = tokens
+                        scheduler.append(row, tokens[1:])
+                    continue
+                if not tokens:
+                    continue
+                scheduler.append(row, tokens)
+                told.append((handle, tokens))
+            else:
+                continue
+            scheduler.reveal(row, len(told[-1][1]))
+            self._manager.accept(handle, told[-1][1])
+        return told
+
+    def _forced(self, request: Request, num_open: int) -> list[int]:
+        """Forced tokens up to the first that may end the output: ends are found where tokens are sampled."""
+        assert self._manager is not None
+        tokens = self._manager.forced(request.handle)[: max(0, num_open - 1)]
+        ends = request.stop_token_ids | self._executor.eos_token_ids
+        return tokens[: next((i for i, t in enumerate(tokens) if t in ends), len(tokens))]
 
     def shutdown(self) -> None:
         if self._manager is not None:

@@ -206,7 +206,21 @@ class EngineLoop:
             for request in ended:
                 request.finish_reason, request.error = "error", broken[request.handle]
             update = dataclasses.replace(update, finished=[*update.finished, *ended])
+            if jumped := self._guided.jump(sampled, self.scheduler):
+                update = self._with_jumped(update, jumped)
         self._emit(update, logprobs, prompt_logprobs)
+
+    def _with_jumped(self, update: StepUpdate, jumped: list[tuple[int, list[int]]]) -> StepUpdate:
+        """The update with tokens that were not sampled, after those that were."""
+        pairs = [(handle, t) for handle, tokens in jumped if self.scheduler.streams(handle) for t in tokens]
+        if not pairs:
+            return update
+        handles, tokens = np.array(pairs, np.int64).T
+        return dataclasses.replace(
+            update,
+            handles=np.concatenate([update.handles, handles]),
+            token_ids=np.concatenate([update.token_ids, tokens.astype(np.int32)]),
+        )
 
     def _emit(
         self,

@@ -26,7 +26,11 @@ class InputBatch:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def apply(self, plan: StepPlan) -> None:
-        """Take in what changed: new rows' tokens and new blocks."""
+        """Take in what changed: new rows' tokens, tokens that were not sampled, and new blocks."""
+        if len(plan.known_tokens):
+            # before new rows: one of these may have been left since
+            known = self.send(plan.known_tokens.astype(np.int64))
+            self.token_ids[known[:, 0], known[:, 1]] = known[:, 2].int()
         if self.device.type == "cpu":
             for new in plan.new_rows:
                 self.token_ids[new.row, : len(new.token_ids)] = torch.from_numpy(new.token_ids.astype(np.int32))

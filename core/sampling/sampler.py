@@ -37,10 +37,16 @@ class Sampler:
         """
         needs_of = self.rows.needs[rows]
         needs = Needs(int(np.bitwise_or.reduce(needs_of)))
+        unedited = logits.clone() if masks is not None and needs & Needs.EDITS else None
         if needs & Needs.EDITS:
             self._edit(logits, rows, positions, needs_of)
         if masks is not None:
             apply_bitmask(logits, masks)
+        if masks is not None and unedited is not None:
+            # where edits forbid all that the grammar allows (an end before min_tokens, a bad word), the grammar wins
+            stuck = torch.isneginf(logits.amax(-1))
+            apply_bitmask(unedited, masks)
+            torch.where(stuck[:, None], unedited, logits, out=logits)
         if needs & Needs.PENALTIES:
             self._penalize(logits, rows, positions, needs_of)
         if not needs & Needs.RANDOM:

@@ -76,6 +76,22 @@ class Rows:
         self.free.append(row)
         request.row = -1
 
+    def append(self, row: int, token_ids: list[int]) -> np.ndarray:
+        """Put tokens that need no sampling after the row's last, which may still be being sampled.
+
+        -> int32 [k, 3] of (row, position, token), for the device. `known` counts them when `reveal` says so.
+        """
+        start = int(self.num_tokens[row])
+        end = start + len(token_ids)
+        assert end < self.max_total[row], "the last token of a row is sampled"
+        self.token_ids[row, start:end] = token_ids
+        self.num_tokens[row] = end
+        return np.stack([np.full(len(token_ids), row), np.arange(start, end), np.array(token_ids)], 1).astype(np.int32)
+
+    def reveal(self, row: int, count: int) -> None:
+        """So many tokens that were appended follow the known ones without a gap."""
+        self.known[row] += count
+
     def write(self, rows: np.ndarray, positions: np.ndarray, token_ids: np.ndarray) -> np.ndarray:
         """Put one sampled token into each row. Returns the indices (into `rows`) of those that may end with it."""
         self._flat_tokens[rows * self.token_ids.shape[1] + positions] = token_ids

@@ -58,6 +58,7 @@ class Scheduler:
         self.handle_of = self.rows.handle_of
         self._requests: dict[int, Request] = {}
         self._forks: dict[int, list[Request]] = {}  # parent's handle -> children that wait for its prompt
+        self._appended: list[np.ndarray] = []  # tokens that were not sampled, for the next plan
         self._step = 0
         self._counters = dict.fromkeys(("queries", "hits", "preemptions", "prompt", "generation"), 0)
         self._last_step_time_s = time.monotonic()
@@ -178,6 +179,7 @@ class Scheduler:
         if self._forks:
             self._free_forks()
         self._step += 1
+        known, self._appended = self._appended, []
         return StepPlan(
             step=self._step,
             rows=rows.astype(np.int32),
@@ -187,6 +189,7 @@ class Scheduler:
             new_rows=new_rows,
             block_updates=np.concatenate(updates) if updates else np.empty((0, 3), np.int32),
             block_copies=np.array(copies, np.int32).reshape(-1, 2),
+            known_tokens=np.concatenate(known) if known else np.empty((0, 3), np.int32),
             num_common=0 if chunked else self._num_common(),
             epochs=state.epoch.take(rows),
         )
@@ -421,7 +424,11 @@ class Scheduler:
         return StepUpdate(handles, streamed_tokens, finished, first_tokens)
 
     def _finish_reason(self, request: Request, token: int, known: int) -> bool:
-        if token in request.stop_token_ids and known - len(request.prompt_token_ids) > request.params.min_tokens:
+        early = known - len(request.prompt_token_ids) <= request.params.min_tokens
+        if early and token in request.eos_token_ids:
+            # before min_tokens an EOS is sampled only where a grammar allows nothing else
+            early = request.params.guided_decoding is None
+        if token in request.stop_token_ids and not early:
             request.finish_reason = "stop"
             request.stop_reason = None if token in request.eos_token_ids else token
         elif known >= request.max_total_tokens:
@@ -433,6 +440,33 @@ class Scheduler:
         current = self.rows.epoch[plan.rows] == plan.epochs
         rows = plan.rows[current]
         return dict(zip(rows.tolist(), self.handle_of[rows].tolist(), strict=True))
+
+    # ---- jump-forward (docs/decisions/0005)
+
+    def running(self, handle: int) -> Request | None:
+        """The request, if it has a row now."""
+        request = self._requests.get(handle)
+        return request if request is not None and request.row >= 0 else None
+
+    def streams(self, handle: int) -> bool:
+        return self._requests[handle].stream
+
+    def num_open(self, row: int) -> int:
+        """Tokens that the row may still get, one of which must be sampled."""
+        return int(self.rows.max_total[row] - self.rows.num_tokens[row])
+
+    def is_sampling(self, row: int) -> bool:
+        """A plan that is not committed samples the row's next token."""
+        return bool(self.rows.num_tokens[row] > self.rows.known[row])
+
+    def append(self, row: int, token_ids: list[int]) -> None:
+        """Give a row tokens that need no sampling; the next plan computes them as it does a prompt's."""
+        self._appended.append(self.rows.append(row, token_ids))
+
+    def reveal(self, row: int, count: int) -> None:
+        """Appended tokens are the row's own from now on: what came before them is known."""
+        self.rows.reveal(row, count)
+        self._counters["generation"] += count
 
     def num_known(self, row: int) -> int:
         """Tokens of a running row that are known on the host."""
