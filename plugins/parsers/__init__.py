@@ -9,6 +9,7 @@ def register_tool_parsers(register) -> None:  # type: ignore[no-untyped-def]
     def add(name: str, target: str, *markers: str) -> None:
         register(name, f"plugins.parsers.{target}", markers=markers)
 
+    add("gpt_oss", "gpt_oss:GptOssParser", "<|channel|>", "<|message|>", "<|call|>")
     add("kimi_k2", "kimi_k2:KimiK2Parser", "<|tool_calls_section_begin|>")
     add("deepseek_v3", "deepseek_v3:DeepSeekV3Parser", "<｜tool▁calls▁begin｜>")
     add("mistral", "mistral:MistralParser", "[TOOL_CALLS]")
@@ -23,8 +24,10 @@ def register_tool_parsers(register) -> None:  # type: ignore[no-untyped-def]
 @hookimpl
 def register_reasoning_parsers(register) -> None:  # type: ignore[no-untyped-def]
     def add(name: str, target: str, *markers: str) -> None:
-        register(name, f"plugins.parsers.reasoning:{target}", markers=markers)
+        module = "" if ":" in target else "reasoning:"
+        register(name, f"plugins.parsers.{module}{target}", markers=markers)
 
+    add("gpt_oss", "gpt_oss:GptOssReasoning", "<|channel|>", "<|message|>", "analysis")
     add("magistral", "MagistralReasoning", "[THINK]")
     add("granite", "GraniteReasoning", "Here is my thought process:", "Here is my response:")
     add("deepseek_r1", "DeepSeekR1Reasoning", "<think>", "<｜Assistant｜>")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from typing import Any
 
@@ -176,6 +177,43 @@ CASES: list[tuple[str, str, str, list[Call]]] = [
         "Yes",
         [("weather", PARIS), NOW],
     ),
+    (
+        "gpt_oss",
+        f"<|channel|>analysis<|message|>We need <b>.<|end|><|start|>assistant<|channel|>commentary<|message|>On it.<|end|>"
+        f"<|start|>assistant<|channel|>commentary to=functions.weather <|constrain|>json<|message|>{PARIS}<|call|>"
+        "<|start|>assistant to=functions.now<|channel|>commentary json<|message|>{}<|call|>",
+        "On it.",
+        [("weather", PARIS), NOW],
+    ),
+    ("gpt_oss", "<|channel|>final<|message|>plain 日本語 < <| text<|return|>", "plain 日本語 < <| text", []),
+    ("gpt_oss", "no <|header|> at all", "no <|header|> at all", []),
+    ("gpt_oss", "<|channel|>commentary to=functions.now<|message|><|call|>", "", [NOW]),
+    (
+        "gpt_oss",
+        "<|channel|>commentary to=python<|message|>print(1)<|call|>",
+        "<|channel|>commentary to=python<|message|>print(1)",
+        [],
+    ),
+    ("gpt_oss", "<|channel|>commentary to=functions.weather", "<|channel|>commentary to=functions.weather", []),
+    (
+        "gpt_oss",
+        "<|channel|>commentary to=functions.weather<|message|>",
+        "<|channel|>commentary to=functions.weather<|message|>",
+        [],
+    ),
+    ("gpt_oss", '<|channel|>commentary to=functions.weather<|message|>{"city": "Pa', "", [("weather", '{"city": "Pa')]),
+    (
+        "gpt_oss",
+        '<|channel|>commentary to=functions.weather<|message|>{"a": 1,,}<|call|>',
+        ",}",
+        [("weather", '{"a": 1,')],
+    ),
+    (
+        "gpt_oss",
+        "<|channel|>oops<|end|>then<|start|>assistant<|channel|>final<|message|>x<|return|>",
+        "<|channel|>oops<|end|>thenx",
+        [],
+    ),
     ("kimi_k2", "<|tool_calls_section_begin|>nothing", "<|tool_calls_section_begin|>nothing", []),
 ]
 
@@ -278,8 +316,10 @@ def test_transcript_cut_off_anywhere_loses_nothing_that_a_call_did_not_take(
         events = replay(name, [transcript[:end]])
         begun = sum(isinstance(e, ToolCallBegin) for e in events)
         if not begun:
-            text = "".join(e.text for e in events if isinstance(e, Text))
-            assert text == transcript[:end]
+            text = "".join(e.text for e in events if isinstance(e, Text | Reasoning))
+            # the frames of messages are no text; what is in them is
+            framed = name == "gpt_oss"
+            assert (FRAME.sub("", text) == FRAME.sub("", transcript[:end])) if framed else text == transcript[:end]
 
 
 def test_arguments_stream_before_the_call_ends() -> None:
@@ -297,6 +337,9 @@ def test_kimi_keeps_the_models_own_id() -> None:
     ]
 
 
+# a header up to its message, or cut off by the end; and what ends a message
+FRAME = re.compile(r"<\|(start|channel)\|>((?!<\|(message|end)\|>).)*(<\|message\|>|$)|<\|(end|call|return)\|>")
+
 HOSTILE = {
     "hermes": [
         "<tool_cal",
@@ -312,6 +355,15 @@ HOSTILE = {
     "glm4": ["<tool_call>a<arg_key>", "<arg_key>", "</arg_ke"],
     "deepseek_v3": [DS("calls▁begin"), DS("call▁begin") + "a", "<｜tool"],
     "granite": ["<|tool_call|>[", "<|tool_call", "[{"],
+    "gpt_oss": [
+        "<|channel|>",
+        "<|start|>assistant",
+        "<|channel|>commentary to=functions.now<|message|>",
+        "<|channel|>final<|message|>a",
+        "<|chan",
+        "<|message|>",
+        "<|end|>",
+    ],
     "kimi_k2": ["<|tool_calls_section_begin|>", "<|tool_call_begin|>", "<|tool"],
 }
 
