@@ -41,6 +41,11 @@ class GuidedDecodingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defau
                 "give one of json, json_object, regex, choice, grammar, structural_tag",
                 param="guided_decoding",
             )
+        if self.whitespace_pattern is not None and self.json is None and not self.json_object:
+            raise RequestError(
+                f"whitespace_pattern has no effect with {given[0]}; it needs json or json_object",
+                param="guided_whitespace_pattern",
+            )
         if self.choice is not None and not self.choice:
             raise RequestError("choice is empty; list at least one string", param="guided_choice")
 

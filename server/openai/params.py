@@ -29,6 +29,12 @@ _STRUCTURED = (
     "disable_any_whitespace",
     "disable_additional_properties",
 )
+_RESPONSE_FORMATS = {
+    "json_object": ("schema",),
+    "json_schema": ("json_schema",),
+    "structural_tag": ("format", "structures", "triggers"),
+    "grammar": ("grammar",),
+}
 _GUIDED_KINDS = ("json", "json_object", "regex", "choice", "grammar", "structural_tag")
 
 
@@ -167,12 +173,25 @@ def _response_format(value: dict[str, Any]) -> dict[str, Any] | None:
         raise ApiError(
             "response_format.type is required", param="response_format.type", code="missing_required_parameter"
         )
+    allowed = _RESPONSE_FORMATS.get(kind, ()) if isinstance(kind, str) else ()
+    holder = value.get("json_schema")
+    places = [("response_format", value, ("type", *allowed))] if allowed else []
+    if kind == "json_schema" and isinstance(holder, dict):
+        places.append(("response_format.json_schema", holder, ("name", "description", "schema", "strict")))
+    for place, keys, known in places:
+        for key in keys:
+            if key not in known:
+                raise ApiError(
+                    f"{place}.{key} is not known; it takes {', '.join(known)}",
+                    param=f"{place}.{key}",
+                    code="unknown_parameter",
+                )
     if kind == "text":
         return None
     if kind == "json_object":
-        return {"json_object": True}
+        schema = value.get("schema")
+        return {"json_object": True} if schema is None else {"json": schema}
     if kind == "json_schema":
-        holder = value.get("json_schema")
         schema = holder.get("schema") if isinstance(holder, dict) else None
         if not isinstance(schema, dict | bool):
             raise ApiError(

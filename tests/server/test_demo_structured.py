@@ -122,3 +122,44 @@ def test_what_no_backend_holds_is_named(demo):
             messages=ASK,
             response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
         )
+
+
+def test_a_structural_tag_in_the_newer_spelling(demo):
+    schema = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+    tag = {
+        "type": "tag",
+        "begin": "<city>",
+        "content": {"type": "json_schema", "json_schema": schema},
+        "end": "</city>",
+    }
+    answer = demo.chat.completions.create(
+        model="demo",
+        messages=ASK,
+        temperature=0,
+        extra_body={"response_format": {"type": "structural_tag", "format": tag}},
+    ).choices[0]
+    text = answer.message.content
+    assert text.startswith("<city>") and text.endswith("</city>") and answer.finish_reason == "stop"
+    assert json.loads(text[6:-7])["city"] in ("Oslo", "Rome")
+
+
+def test_each_request_may_name_its_backend(demo):
+    for backend in ("llguidance", "outlines", "xgrammar"):
+        answer = demo.chat.completions.create(
+            model="demo",
+            messages=ASK,
+            temperature=0,
+            extra_body={"guided_choice": ["sunny", "rainy"], "guided_decoding_backend": backend},
+        )
+        assert answer.choices[0].message.content in ("sunny", "rainy")
+
+
+def test_what_the_default_does_not_hold_falls_to_another_backend(demo):
+    schema = {"type": "object", "propertyNames": {"maxLength": 2}, "minProperties": 1, "maxProperties": 2}
+    answer = demo.chat.completions.create(
+        model="demo", messages=ASK, temperature=1, seed=1, max_tokens=200, extra_body={"guided_json": schema}
+    ).choices[0]
+    if answer.finish_reason == "stop":
+        value = json.loads(answer.message.content)
+        assert 1 <= len(value) <= 2 and all(len(k) <= 2 for k in value)
+    assert answer.message.content.startswith("{")
