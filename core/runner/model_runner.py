@@ -223,8 +223,7 @@ class ModelRunner:
         lines = np.zeros(count, np.int64)  # line 0 allows everything
         if masks is not None:
             lines[masks.sample_indices] = 1 + np.arange(len(masks.bits))
-        packed = self.batch.send(np.concatenate([rows, positions.astype(np.int64), lines]))
-        rows_device, places, lines_device = packed.split(count)
+        rows_device, places, lines_device = self.batch.send_together(rows, positions, lines)
         allowed = None
         if masks is not None:
             free = np.full((1, masks.bits.shape[1]), -1, np.int32)

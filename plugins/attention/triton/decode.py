@@ -50,8 +50,9 @@ def _split_range(length, common, num_splits, min_keys, WINDOW: tl.constexpr, KEY
     low = common
     if WINDOW > 0:
         low = tl.maximum(length - WINDOW, 0)
-    per = tl.maximum(tl.cdiv(length - low, num_splits), min_keys)
-    per = tl.cdiv(per, KEYS) * KEYS
+    # as many as have min_keys, of equal size: 640 keys are 320 and 320, not 512 and 128
+    wanted = tl.maximum(tl.minimum(num_splits, tl.cdiv(length - low, min_keys)), 1)
+    per = tl.maximum(tl.cdiv(tl.cdiv(length - low, wanted), KEYS), 1) * KEYS
     return low, per, tl.cdiv(length - low, per)
 
 
