@@ -21,6 +21,7 @@ from server.metrics import CONTENT_TYPE
 from server.openai.chat import Parsers, chat_completions
 from server.openai.completions import completions
 from server.openai.models import list_models, show_model
+from server.openai.responses import ROUTES as RESPONSES
 from server.openai.tokenize import detokenize, tokenize
 from server.state import HttpRequest, ServerState, request_id
 
@@ -121,6 +122,7 @@ ROUTES: list[BaseRouteHandler] = [
     chat_completions,
     completions,
     tokenize,
+    *RESPONSES,
     detokenize,
 ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -68,6 +69,20 @@ def unsupported(param: str, why: str) -> ApiError:
 
 def invalid(param: str, message: str) -> ApiError:
     return ApiError(message, param=param, code="invalid_value")
+
+
+def rename(error: BaseException, names: Mapping[str, str]) -> None:
+    """Give an error the parameter names of another API: `names` maps ours to theirs, in `param` and the message."""
+    if not isinstance(error, ApiError | RequestError) or not error.param:
+        return
+    for ours in sorted(names, key=len, reverse=True):
+        if re.match(re.escape(ours) + r"(?![\w])", error.param):
+            error.param = names[ours] + error.param[len(ours) :]
+            text = names[ours].join(re.split(rf"(?<![\w.]){re.escape(ours)}(?![\w])", str(error)))
+            error.args = (text,)
+            if isinstance(error, ApiError):
+                error.message = text
+            return
 
 
 def from_decode_error(error: Exception) -> ApiError:

@@ -109,6 +109,35 @@ def tool_mode(body: ChatCompletionRequest, tools: list[dict[str, Any]]) -> tuple
     return "named", str(name)
 
 
+def allowed_tools(body: ChatCompletionRequest, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The tools that tool_choice `allowed_tools` leaves, and its mode as the new tool_choice. Others: all."""
+    choice = body.tool_choice
+    if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
+        return tools
+    given = choice.get("allowed_tools")
+    listed = given.get("tools") if isinstance(given, dict) else None
+    if not isinstance(given, dict) or not isinstance(listed, list) or not listed:
+        raise invalid("tool_choice.allowed_tools", "tool_choice.allowed_tools wants a mode and a list of tools")
+    if given.get("mode") not in ("auto", "required"):
+        raise invalid(
+            "tool_choice.allowed_tools.mode",
+            f"tool_choice.allowed_tools.mode={given.get('mode')!r} is not one of auto, required",
+        )
+    names = [t["function"]["name"] for t in tools]
+    wanted = []
+    for i, entry in enumerate(listed):
+        function = entry.get("function") if isinstance(entry, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if name not in names:
+            raise invalid(
+                f"tool_choice.allowed_tools.tools[{i}]",
+                f"tool_choice.allowed_tools.tools[{i}] names {name!r}, not among tools ({', '.join(names) or 'none'})",
+            )
+        wanted.append(name)
+    body.tool_choice = given["mode"]
+    return [t for t in tools if t["function"]["name"] in wanted]
+
+
 async def understand(state: ServerState, parsers: Parsers, body: ChatCompletionRequest, id: str) -> Chat:
     """Checks, renders and tokenizes. Raises ApiError or RequestError."""
     engine, options = state.engine, state.options
@@ -121,7 +150,7 @@ async def understand(state: ServerState, parsers: Parsers, body: ChatCompletionR
             code="no_chat_template",
         )
     messages = template_messages(body.messages)
-    tools = template_tools(body.tools)
+    tools = allowed_tools(body, template_tools(body.tools))
     mode, function = tool_mode(body, tools)
     constraint = params.guided(body)
     if mode in ("required", "named"):
@@ -213,7 +242,7 @@ def check_end(output: CompletionOutput, params_: SamplingParams) -> None:
         raise RequestAbortedError("the request was aborted before it was done; the server may be stopping")
 
 
-def _generate(state: ServerState, chat: Chat, output_kind: OutputKind) -> AsyncGenerator[RequestOutput, None]:
+def generate(state: ServerState, chat: Chat, output_kind: OutputKind) -> AsyncGenerator[RequestOutput, None]:
     source: Any = state.engine.generate(
         chat.prompt,
         chat.params,
@@ -225,9 +254,9 @@ def _generate(state: ServerState, chat: Chat, output_kind: OutputKind) -> AsyncG
     return source  # type: ignore[no-any-return]
 
 
-async def complete(state: ServerState, chat: Chat) -> dict[str, Any]:
-    """The whole answer."""
-    source = _generate(state, chat, "final")
+async def final_output(state: ServerState, chat: Chat) -> RequestOutput:
+    """Every answer, whole. Raises what the engine refuses the request with."""
+    source = generate(state, chat, "final")
     final: RequestOutput | None = None
     try:
         with state.working():
@@ -237,6 +266,12 @@ async def complete(state: ServerState, chat: Chat) -> dict[str, Any]:
         await source.aclose()
     if final is None:
         raise RequestAbortedError("the engine gave no answer")
+    return final
+
+
+async def complete(state: ServerState, chat: Chat) -> dict[str, Any]:
+    """The whole answer."""
+    final = await final_output(state, chat)
     choices = []
     for answer in final.outputs:
         check_end(answer, chat.params)
@@ -310,7 +345,7 @@ async def events(state: ServerState, chat: Chat) -> AsyncGenerator[bytes, None]:
     open_answers = set(range(chat.params.n))
     # a template has to see whether there is more to say than text, which is the common case
     simple = answers[0].plain and not (body.logprobs or body.return_token_ids)
-    source = _generate(state, chat, "delta")
+    source = generate(state, chat, "delta")
     started = False
 
     def tail() -> bytes:

@@ -106,6 +106,10 @@ def refuse_chat(body: ChatCompletionRequest) -> None:
         raise unsupported("verbosity", "say in the system message how long answers should be")
     if body.service_tier not in (None, "auto", "default"):
         raise unsupported("service_tier", "there is one tier, `default`")
+    if body.store:
+        raise unsupported("store", "completions are not stored here; send false, or leave it out")
+    if body.moderation is not None:
+        raise unsupported("moderation", "the server does not moderate")
     if body.mm_processor_kwargs:
         raise unsupported("mm_processor_kwargs", "the models served here read text")
     if body.chat_template is not None:

@@ -141,6 +141,15 @@ def server(tiny_model: Path):
     running.stop()
 
 
+@pytest.fixture(scope="session")
+def demo_server(tiny_model: Path):
+    """The demo model: what it says makes sense, so what reads its answers can be tested."""
+    options = {"model": "demo", "load_format": "auto", "served_model_name": ("demo",), "num_blocks": 1024}
+    running = Server(tiny_model, {**options, "num_threads": 2})
+    yield running
+    running.stop()
+
+
 @pytest.fixture
 def start_server(tiny_model: Path):
     """start_server(engine={...}, server={...}) -> Server, stopped at the end."""
