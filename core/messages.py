@@ -34,7 +34,7 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
 
 
 class Call(msgspec.Struct, frozen=True, tag=True):
-    """A question or order outside the step: stats, reset_prefix_cache, drain, ping ..."""
+    """A question or order outside the step: stats, inspect, reset_prefix_cache, ping ..."""
 
     call_id: int
     method: str
@@ -97,6 +97,34 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: int = 0
     last_step_time_s: float = 0.0
     """time.monotonic() of the last finished step."""
+
+
+class RunningRow(msgspec.Struct, frozen=True, array_like=True):
+    """How far one running sequence is, in tokens. Says nothing of what it is about."""
+
+    row: int
+    num_prompt: int
+    num_computed: int
+    """Tokens whose keys and values are in the cache; fewer than num_prompt while the prompt is computed."""
+    num_tokens: int
+    """Prompt and output so far."""
+    max_tokens: int
+    """Prompt and output at most."""
+    num_blocks: int
+    num_cached: int
+    """Prompt tokens that the prefix cache served."""
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to the call `inspect(begin, count, num_rows)`: a look at the engine between two steps, for people."""
+
+    begin: int
+    """Block that `blocks` begins with."""
+    blocks: bytes
+    """A byte a block, as BlockPool.states has them: holders 0 to 2, plus 4 if the block can be found by its content."""
+    rows: list[RunningRow]
+    """The sequences admitted first, `num_rows` of them at most."""
+    stats: EngineStats
 
 
 class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):

@@ -23,6 +23,7 @@ from server.openai.completions import completions
 from server.openai.models import list_models, show_model
 from server.openai.responses import ROUTES as RESPONSES
 from server.openai.tokenize import detokenize, tokenize
+from server.playground import routes as playground
 from server.state import HttpRequest, ServerState, request_id
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def create_app(engine: AsyncEngine, options: ServerConfig | None = None) -> Lite
             expose_headers=["x-request-id"],
         )
     return Litestar(
-        route_handlers=list(ROUTES),
+        route_handlers=[*ROUTES, *playground.routes(options)],
         guards=[note_begin, Gate(options)],
         before_send=[before_send],
         exception_handlers={Exception: errors.handle, HTTPException: errors.handle},

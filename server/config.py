@@ -43,6 +43,8 @@ class ServerConfig:
     """Largest request body; a larger one is refused (HTTP 413)."""
     body_timeout_s: float = 60.0
     """Seconds within which a request's body must have arrived."""
+    playground: bool = True
+    """Serve the playground page at `/`, and the engine's state to it."""
     access_log: bool = False
     """Log one line for every request."""
     log_level: str = "info"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from core.messages import EngineStats, Finished
+from core.messages import AddRequest, EngineStats, Finished
 from core.outputs import RequestOutput
 
 
@@ -15,6 +15,8 @@ class Progress:
         self._stall_s = stall_s
         self._num_steps = -1
         self._last_s = time.monotonic()
+
+    def request_started(self, request: AddRequest) -> None: ...
 
     def request_finished(self, output: RequestOutput, finished: list[Finished]) -> None:
         self._last_s = time.monotonic()

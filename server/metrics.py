@@ -16,7 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from core.messages import EngineStats, Finished
+from core.messages import AddRequest, EngineStats, Finished
 from core.outputs import RequestOutput
 
 PREFIXES = ("backplane", "vllm")
@@ -24,10 +24,29 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 _RATE_WINDOW_S = 10.0
 _FINISH_REASONS = ("stop", "length", "abort", "error")
 
-_TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640)
-_TPOT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40)
-_SECONDS = (0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960)
-_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+_GAP = (
+    *(0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1),
+    *(0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40, 80),
+)
+"""Between two tokens. A person reads 5 to 15 tokens a second, a GPU makes one in 2 to 50 ms: most bounds lie there."""
+_FIRST = (
+    *(0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 1.5, 2.5, 5, 7.5, 10),
+    *(20, 40, 80, 160, 640, 2560),
+)
+_QUEUE = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 1.5, 2.5, 5, 10, 15, 20, 30, 40, 60, 120, 240),
+    *(480, 960, 1920, 7680),
+)
+"""From nothing at all (the next step takes it) to a batch job's hours."""
+_SECONDS = (
+    *(0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960),
+    *(1920, 7680),
+)
+_TOKENS = (
+    *(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000, 500_000),
+    1_000_000,
+)
+_COUNT = (1, 2, 5, 10, 20)
 
 
 class Histogram:
@@ -41,6 +60,22 @@ class Histogram:
     def observe(self, value: float, count: int = 1) -> None:
         self._counts[bisect_left(self.bounds, value)] += count
         self._sum += value * count
+
+    def counts(self) -> tuple[int, ...]:
+        """Observations of each bucket so far, not cumulative; the last is beyond all bounds."""
+        return tuple(self._counts)
+
+    def quantile(self, counts: Sequence[int], q: float) -> float | None:
+        """The q-quantile (0 to 1) of observations given as `counts`, linear within a bucket. None: there are none."""
+        rank, seen = q * sum(counts), 0
+        if not rank:
+            return None
+        for i, count in enumerate(counts[:-1]):
+            if count and seen + count >= rank:
+                below = self.bounds[i - 1] if i else 0.0
+                return below + (self.bounds[i] - below) * (rank - seen) / count
+            seen += count
+        return float(self.bounds[-1])
 
     def family(self, prefix: str, model: str) -> Metric:
         total, buckets = 0, []
@@ -77,37 +112,52 @@ class Throughput:
 class Metrics(Collector):
     """Observer of the engine and collector of one CollectorRegistry."""
 
-    def __init__(self, model_name: str, last_stats: Callable[[], EngineStats | None]) -> None:
+    def __init__(
+        self,
+        model_name: str,
+        last_stats: Callable[[], EngineStats | None],
+        failure: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        """`failure` says why the engine is dead; None while it lives."""
         self.model_name = model_name
-        self._last_stats = last_stats
+        self._last_stats, self._failure = last_stats, failure
         self._success: Counter[str] = Counter()
         self._throughput = Throughput()
         self._throughput.add(time.monotonic(), 0, 0)
-        self.ttft = Histogram("time_to_first_token_seconds", "Seconds from arrival to the first token.", _TTFT)
-        self.tpot = Histogram("time_per_output_token_seconds", "Mean seconds of a token after the first.", _TPOT)
-        self.itl = Histogram("inter_token_latency_seconds", "Seconds between two tokens of a sequence.", _TPOT)
+        self.ttft = Histogram("time_to_first_token_seconds", "Seconds from arrival to the first token.", _FIRST)
+        self.tpot = Histogram("time_per_output_token_seconds", "Mean seconds of a token after the first.", _GAP)
+        self.itl = Histogram("inter_token_latency_seconds", "Seconds between two tokens of a stream.", _GAP)
         self.e2e = Histogram("e2e_request_latency_seconds", "Seconds from arrival to the end.", _SECONDS)
-        self.queue = Histogram("request_queue_time_seconds", "Seconds from arrival to the first step.", _SECONDS)
-        self.prefill = Histogram("request_prefill_time_seconds", "Seconds from first step to first token.", _SECONDS)
+        self.queue = Histogram("request_queue_time_seconds", "Seconds from arrival to the first step.", _QUEUE)
+        self.prefill = Histogram("request_prefill_time_seconds", "Seconds from first step to first token.", _FIRST)
         self.decode = Histogram("request_decode_time_seconds", "Seconds from first token to the end.", _SECONDS)
+        self.inference = Histogram("request_inference_time_seconds", "Seconds from first step to the end.", _SECONDS)
         self.prompt_tokens = Histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
         self.output_tokens = Histogram("request_generation_tokens", "Output tokens of a sequence.", _TOKENS)
+        self.max_tokens = Histogram("request_params_max_tokens", "max_tokens of requests that set it.", _TOKENS)
+        self.n = Histogram("request_params_n", "n of requests.", _COUNT)
         self._histograms = [v for v in vars(self).values() if isinstance(v, Histogram)]
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
+
+    def request_started(self, request: AddRequest) -> None:
+        self.n.observe(request.params.n)
+        if request.params.max_tokens is not None:
+            self.max_tokens.observe(request.params.max_tokens)
 
     def request_finished(self, output: RequestOutput, finished: list[Finished]) -> None:
         for f in finished:
             self._success[f.reason] += 1
             self.output_tokens.observe(f.num_output_tokens)
-            if not f.first_scheduled_time_s:
-                continue
-            self.queue.observe(max(0.0, f.first_scheduled_time_s - f.arrival_time_s))
-            if not f.first_token_time_s:
-                continue
-            self.ttft.observe(max(0.0, f.first_token_time_s - f.arrival_time_s))
-            self.prefill.observe(max(0.0, f.first_token_time_s - f.first_scheduled_time_s))
-            if not f.finish_time_s:
+            if f.first_token_time_s:
+                self.ttft.observe(max(0.0, f.first_token_time_s - f.arrival_time_s))
+            if f.first_scheduled_time_s:  # not known of a sequence that ended at a stop string
+                self.queue.observe(max(0.0, f.first_scheduled_time_s - f.arrival_time_s))
+                if f.first_token_time_s:
+                    self.prefill.observe(max(0.0, f.first_token_time_s - f.first_scheduled_time_s))
+                if f.finish_time_s:
+                    self.inference.observe(max(0.0, f.finish_time_s - f.first_scheduled_time_s))
+            if not (f.first_token_time_s and f.finish_time_s):
                 continue
             self.e2e.observe(max(0.0, f.finish_time_s - f.arrival_time_s))
             decode_s = max(0.0, f.finish_time_s - f.first_token_time_s)
@@ -142,6 +192,8 @@ class Metrics(Collector):
             ("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", usage),
             ("gpu_cache_usage_perc", "Share of KV blocks in use, 0 to 1 (older name).", usage),
             ("cpu_cache_usage_perc", "Share of swapped KV blocks in use, 0 to 1.", 0.0),
+            ("num_kv_cache_blocks", "KV blocks that there are.", s.num_blocks),
+            ("engine_up", "1 while the engine process lives, else 0.", 0.0 if self._failure() else 1.0),
             ("avg_prompt_throughput_toks_per_s", "Prompt tokens a second, last 10 s.", prompt_rate),
             ("avg_generation_throughput_toks_per_s", "Output tokens a second, last 10 s.", generation_rate),
         ]
@@ -151,6 +203,7 @@ class Metrics(Collector):
             ("prompt_tokens", "Prompt tokens processed.", s.prompt_tokens),
             ("generation_tokens", "Tokens generated.", s.generation_tokens),
             ("num_preemptions", "Preemptions.", s.num_preemptions),
+            ("engine_steps", "Steps of the engine.", s.num_steps),
         ]
         for name, help, value in gauges:
             gauge = GaugeMetricFamily(f"{prefix}:{name}", help, labels=["model_name"])

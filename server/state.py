@@ -45,7 +45,7 @@ class ServerState:
         self.created_s = int(time.time())
         self.draining = False
         self.in_flight = 0
-        self.metrics = Metrics(self.served_names[0], lambda: self.engine.last_stats)
+        self.metrics = Metrics(self.served_names[0], lambda: self.engine.last_stats, lambda: self.engine.errored)
         self.progress = Progress(options.health_stall_s)
         self.engine.observers.extend([self.metrics, self.progress])
         self.defaults = sampling_defaults(engine.ready.model_path) if options.generation_config == "auto" else {}

@@ -30,6 +30,7 @@ from core.messages import (
     EngineFailed,
     EngineReady,
     EngineStats,
+    Inspection,
     Shutdown,
     StepOutput,
     ToEngine,
@@ -215,6 +216,10 @@ class AsyncEngine:
 
     async def stats(self) -> EngineStats:
         return msgspec.convert(await self.call("stats"), EngineStats)
+
+    async def inspect(self, begin: int = 0, count: int = 8192, num_rows: int = 32) -> Inspection:
+        """A look at blocks `begin` to `begin + count` and at the running sequences, between two steps."""
+        return msgspec.convert(await self.call("inspect", begin=begin, count=count, num_rows=num_rows), Inspection)
 
     async def drain(self, timeout_s: float) -> bool:
         """Wait until every accepted request has ended. False: time ran out."""

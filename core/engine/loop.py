@@ -26,7 +26,9 @@ from core.messages import (
     EngineReady,
     Finished,
     FromEngine,
+    Inspection,
     Logprobs,
+    RunningRow,
     Shutdown,
     StepOutput,
     ToEngine,
@@ -151,9 +153,25 @@ class EngineLoop:
             value = self.scheduler.stats()
         elif call.method == "reset_prefix_cache":
             self.scheduler.reset_prefix_cache()
+        elif call.method == "inspect":
+            value = self._inspect(**call.arguments)  # type: ignore[arg-type]
         elif call.method != "ping":
-            error = f"engine call {call.method!r} is not known (ping, reset_prefix_cache, stats)"
+            error = f"engine call {call.method!r} is not known (inspect, ping, reset_prefix_cache, stats)"
         self._send(CallResult(call_id=call.call_id, value=value, error=error))
+
+    def _inspect(self, begin: int, count: int, num_rows: int) -> Inspection:
+        scheduler = self.scheduler
+        rows, blocks_of, requests = scheduler.rows, scheduler.blocks_of, scheduler.request_of
+        found = []
+        for row in rows.running[:num_rows]:
+            request = requests[row]
+            assert request is not None
+            arrays = (rows.prompt_len, rows.num_computed, rows.known, rows.max_total)
+            prompt, computed, known, most = (int(a[row]) for a in arrays)
+            found.append(RunningRow(row, prompt, computed, known, most, len(blocks_of[row]), request.num_cached_tokens))
+        return Inspection(
+            begin=begin, blocks=scheduler.pool.states(begin, begin + count), rows=found, stats=scheduler.stats()
+        )
 
     # ---- steps
 

@@ -24,7 +24,11 @@ OutputKind = Literal["cumulative", "delta", "final"]
 class Observer(Protocol):
     """Told of what happens; must be quick."""
 
-    def request_finished(self, output: RequestOutput, finished: list[Finished]) -> None: ...
+    def request_started(self, request: AddRequest) -> None:
+        """A request is about to go to the engine. Called where the caller runs, in its context."""
+
+    def request_finished(self, output: RequestOutput, finished: list[Finished]) -> None:
+        """Every sequence has ended. `finished` holds one entry a sequence, in the order in which they ended."""
 
     def tokens(self, count: int, gap_s: float) -> None:
         """`count` tokens of a stream came `gap_s` after the ones before."""
@@ -45,6 +49,7 @@ class Sequence:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: str | None = None
+    first_token_time_s: float = 0.0
     last_token_time_s: float = 0.0
     taken: tuple[int, int, int] = (0, 0, 0)
     """Tokens, characters and logprobs that deltas have shown."""
@@ -106,6 +111,8 @@ class OutputProcessor:
         self.groups[request.request_id] = group
         for s in sequences:
             self._sequences[s.handle] = (group, s)
+        for observer in self.observers:
+            observer.request_started(request)
         return group
 
     def process(self, step: StepOutput) -> list[int]:
@@ -129,13 +136,15 @@ class OutputProcessor:
             if sequence.last_token_time_s:
                 for observer in self.observers:
                     observer.tokens(1, step.time_s - sequence.last_token_time_s)
+            else:
+                sequence.first_token_time_s = step.time_s
             sequence.last_token_time_s = step.time_s
             sequence.token_ids.append(token)
             if sequence.detokenizer is not None and not self._is_hidden_end(group, token):
                 sequence.text += sequence.detokenizer.feed([token])
                 if (stop := sequence.detokenizer.stopped_by) is not None:
                     aborts.append(handle)
-                    self._end(group, sequence, "stop", stop)
+                    self._end_here(group, sequence, "stop", stop)
             touched[id(group)] = group
         for finished in step.finished:
             found = self._sequences.get(finished.handle)
@@ -183,6 +192,26 @@ class OutputProcessor:
         sequence.finish_reason, sequence.stop_reason = reason, stop_reason
         self._sequences.pop(sequence.handle, None)
 
+    def _end_here(
+        self, group: Group, sequence: Sequence, reason: str, stop_reason: str | None = None, error: str | None = None
+    ) -> None:
+        """End a sequence that the engine has not ended, and write the report that it would have sent."""
+        request = group.request
+        group.finished.append(
+            Finished(
+                handle=sequence.handle,
+                reason=reason,
+                stop_reason=stop_reason,
+                error=error,
+                num_prompt_tokens=len(group.prompt_ids),
+                num_output_tokens=len(sequence.token_ids),
+                arrival_time_s=request.arrival_time_s,
+                first_token_time_s=sequence.first_token_time_s,
+                finish_time_s=time.monotonic(),
+            )
+        )
+        self._end(group, sequence, reason, stop_reason)
+
     def _close(self, group: Group) -> None:
         if self.groups.pop(group.request.request_id, None) is None:
             return
@@ -197,8 +226,8 @@ class OutputProcessor:
             for s in group.sequences:
                 if s.finish_reason is None:
                     s.error = message
-                    self._end(group, s, "error", None)
-            self.groups.pop(group.request.request_id, None)
+                    self._end_here(group, s, "error", error=message)
+            self._close(group)
             group.notify()
 
     def drop(self, group: Group) -> list[int]:
@@ -206,7 +235,7 @@ class OutputProcessor:
         handles = [s.handle for s in group.sequences if s.finish_reason is None]
         for s in group.sequences:
             if s.finish_reason is None:
-                self._end(group, s, "abort", None)
+                self._end_here(group, s, "abort")
         if handles:
             self._close(group)
         self.groups.pop(group.request.request_id, None)
@@ -277,7 +306,7 @@ class OutputProcessor:
             group.prompt_ids,
             outputs,
             group.done,
-            first.num_cached_tokens if first else 0,
+            max((f.num_cached_tokens for f in group.finished), default=0),
             prompt_logprobs,
             metrics,
         )
