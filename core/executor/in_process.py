@@ -16,6 +16,7 @@ from core.config import EngineConfig
 from core.errors import ConfigError, ModelError, nearest
 from core.executor.model_config import eos_token_ids, read_model_config
 from core.interfaces.model import ModelContext
+from core.kernels import dispatch
 from core.registry import Registry
 from core.runner.input_batch import InputBatch
 from core.runner.memory import bytes_per_block, count_blocks
@@ -93,7 +94,7 @@ class InProcessExecutor:
         rows = config.scheduler.max_num_seqs
         batch = InputBatch(rows, self.max_model_len, block_size, device)
         self.runner = ModelRunner(model, backend, caches, batch, SamplingRows(rows, device))
-        if device.type == "cuda":
+        if dispatch.on_gpu(batch.token_ids):
             captures = backend.capabilities.graph_capture and not config.device.enforce_eager
             largest = min(config.device.max_graph_batch, budget) if captures else 0
             count = self.runner.warm_up(budget, largest, config.cache.enable_prefix_caching, self._phase)
@@ -172,10 +173,16 @@ class InProcessExecutor:
         if config.plugins.attention_backend != "auto":
             return config.plugins.attention_backend
         names = registry.names("attention_backend")
-        if device.type == "cuda" and "triton" in names:
+        if "triton" in names and dispatch.on_gpu(torch.empty(0, device=device)):
             name, why = "triton", "on a GPU"
+        elif device.type == "cpu":
+            name, why = "torch", "on a CPU"
         else:
-            name, why = "torch", "on a CPU" if device.type == "cpu" else "no other backend for this device"
+            least = ".".join(map(str, dispatch.MIN_CAPABILITY))
+            name, why = (
+                "torch",
+                f"slow here: Triton needs the extra 'gpu' and an NVIDIA GPU of capability {least} or newer",
+            )
         self.choices["attention_backend"] = f"{name} ({why})"
         return name
 
