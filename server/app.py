@@ -13,7 +13,7 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers.base import BaseRouteHandler
 
-from server import errors
+from server import errors, tracing
 from server.auth import Connection, Gate
 from server.config import ServerConfig
 from server.errors import ApiError, encode
@@ -153,9 +153,10 @@ def create_app(engine: AsyncEngine, options: ServerConfig | None = None) -> Lite
                 },
             )
 
-    def note_begin(connection: Connection, _: BaseRouteHandler) -> None:
+    async def note_begin(connection: Connection, _: BaseRouteHandler) -> None:
         scope: Any = connection.scope
         scope["backplane_began_s"] = time.monotonic()
+        tracing.scope.set(scope)
 
     cors = None
     if options.allowed_origins:

@@ -36,14 +36,14 @@ class KeyRing:
 
 
 class Gate:
-    """Litestar guard of the whole app."""
+    """Litestar guard of the whole app. A coroutine, since Litestar runs plain functions in a thread."""
 
     def __init__(self, options: ServerConfig) -> None:
         env = os.environ.get("BACKPLANE_API_KEY", "")
         self._keys = KeyRing((*options.api_key, *([env] if env else [])))
         self._admin = KeyRing([options.admin_api_key] if options.admin_api_key else [])
 
-    def __call__(self, connection: Connection, handler: BaseRouteHandler) -> None:
+    async def __call__(self, connection: Connection, handler: BaseRouteHandler) -> None:
         if handler.opt.get("public") or connection.scope.get("method") == "OPTIONS":
             return
         admin = bool(handler.opt.get("admin"))

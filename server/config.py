@@ -51,6 +51,8 @@ class ServerConfig:
     """debug, info, warning or error."""
     log_format: Literal["text", "json"] = "text"
     """Form of log lines."""
+    otlp_traces_endpoint: str | None = None
+    """Where to send a span for every prompt: OTLP over HTTP, e.g. http://127.0.0.1:4318/v1/traces; needs the extra `otel`."""
     drain_timeout_s: float = 30.0
     """Seconds that running requests get to finish after SIGTERM; a second signal stops at once."""
     keep_alive_timeout_s: int = 75
@@ -76,6 +78,11 @@ class ServerConfig:
         _require(self.max_prompts >= 1, f"max_prompts={self.max_prompts} must be positive")
         _require(
             bool(self.ssl_certfile) == bool(self.ssl_keyfile), "ssl_certfile and ssl_keyfile must be given together"
+        )
+        _require(
+            not self.otlp_traces_endpoint or self.otlp_traces_endpoint.startswith(("http://", "https://")),
+            f"otlp_traces_endpoint={self.otlp_traces_endpoint!r} is no http or https address; OTLP goes over HTTP here, "
+            "usually to http://HOST:4318/v1/traces",
         )
         for name in ("ssl_certfile", "ssl_keyfile"):
             path = getattr(self, name)

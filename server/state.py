@@ -20,6 +20,7 @@ from server.config import ServerConfig
 from server.errors import ApiError, ClientGoneError, from_decode_error
 from server.health import Progress
 from server.metrics import Metrics
+from server.tracing import Tracing
 
 if TYPE_CHECKING:
     from core.engine.async_engine import AsyncEngine
@@ -48,6 +49,8 @@ class ServerState:
         self.metrics = Metrics(self.served_names[0], lambda: self.engine.last_stats, lambda: self.engine.errored)
         self.progress = Progress(options.health_stall_s)
         self.engine.observers.extend([self.metrics, self.progress])
+        if options.otlp_traces_endpoint:
+            self.engine.observers.append(Tracing(options.otlp_traces_endpoint, self.model_name))
         self.defaults = sampling_defaults(engine.ready.model_path) if options.generation_config == "auto" else {}
         self._token_bytes: list[bytes] | None = None
         self._num_requests = itertools.count()
