@@ -1,120 +1,263 @@
-"""Tokens a second on a CPU: ours, transformers and (where installed) llama.cpp, on one random Llama of 125 M, float32.
+"""Tokens a second on a CPU beside transformers and, where llama_cpp and gguf are installed, llama.cpp.
 
-    python benchmarks/cpu_peers.py
+    python benchmarks/cpu_peers.py [--rounds 3] [--model FOLDER] [--out benchmarks/results/cpu_peers.json]
 
-llama.cpp needs the packages gguf and llama-cpp-python; without them its column is left out and the result says so.
+The model is a random Llama of 125 M parameters in float32, written by transformers. Each engine runs in a process of its
+own, the engines take turns in every round, and ratios are of medians over the rounds. Prompts are random token ids, greedy,
+end of sequence ignored; a figure counts the output tokens over the whole time, prefill included.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
+import json
+import os
+import platform
 import random
-import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
-import torch
-from machine import write
-from transformers import LlamaConfig, LlamaForCausalLM
+WORKLOADS: dict[str, list[tuple[int, int]]] = {
+    "1 stream": [(64, 64)],
+    "16 streams": [(64, 64)] * 16,
+    "16 mixed": [(16 + 13 * i, 8 + (i * 37) % 89) for i in range(16)],
+}
+"""(prompt, output) tokens of each request, all sent at once."""
+THREADS = 2
+LLAMA = {
+    "vocab_size": 32000,
+    "num_hidden_layers": 12,
+    "hidden_size": 768,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "intermediate_size": 2048,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
-from core import Engine, SamplingParams
-
-VOCAB = 32000
-SHAPES = ((1, 64, 64), (16, 64, 64))
-MIXED = [(random.Random(i).randint(16, 128), random.Random(100 + i).randint(16, 128)) for i in range(16)]
+Serve = Callable[[list[list[int]], list[int]], None]
 
 
 def make_model(folder: Path) -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        num_key_value_heads=4,
-        intermediate_size=2048,
-        max_position_embeddings=2048,
-        bos_token_id=1,
-        eos_token_id=2,
+    LlamaForCausalLM(LlamaConfig(**LLAMA)).save_pretrained(folder)
+
+
+def make_gguf(folder: Path) -> None:
+    """The same weights for llama.cpp, which keeps the rotary halves of q and k interleaved."""
+    import gguf
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    vocab, layers, heads = config["vocab_size"], config["num_hidden_layers"], config["num_attention_heads"]
+    kv_heads, hidden = config["num_key_value_heads"], config["hidden_size"]
+    writer = gguf.GGUFWriter(str(folder / "model.gguf"), "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(hidden // heads)
+    writer.add_vocab_size(vocab)
+    writer.add_file_type(0)
+    writer.add_tokenizer_model("llama")
+    byte_tokens = [f"<0x{i:02X}>" for i in range(256)]
+    writer.add_token_list(["<unk>", "<s>", "</s>", *byte_tokens, *(f"\u2581w{i}" for i in range(vocab - 259))])
+    writer.add_token_scores([0.0] * vocab)
+    writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (vocab - 259))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        for suffix, count in (("q_proj.weight", heads), ("k_proj.weight", kv_heads)):
+            if name.endswith(suffix):
+                halves = tensor.reshape(count, 2, tensor.shape[0] // count // 2, -1)
+                tensor = halves.swapaxes(1, 2).reshape(tensor.shape).contiguous()
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor.float().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def backplane(folder: Path) -> Serve:
+    from core import Engine, SamplingParams
+
+    engine = Engine(
+        str(folder), skip_tokenizer_init=True, dtype="float32", num_threads=THREADS, enable_prefix_caching=False
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+
+    def serve(prompts: list[list[int]], lengths: list[int]) -> None:
+        params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in lengths]
+        outputs = engine.generate(prompts, params, use_tqdm=False)
+        assert [len(o.outputs[0].token_ids) for o in outputs] == lengths
+
+    return serve
 
 
-def median_s(run: Callable[[], None]) -> float:
-    run()
-    times = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times)
+def transformers(folder: Path) -> Serve:
+    """generate() on one static batch: padded on the left, run to the longest output."""
+    import torch
+    from transformers import LlamaForCausalLM
 
+    torch.set_num_threads(THREADS)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
-def prompts(count: int, length: int) -> list[list[int]]:
-    return [[random.randrange(300, 31000) for _ in range(length)] for _ in range(count)]
-
-
-def ours(engine: Engine, sizes: list[tuple[int, int]]) -> Callable[[], None]:
-    def run() -> None:
-        wishes = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True, detokenize=False) for _, n in sizes]
-        engine.generate([p for length, _ in sizes for p in prompts(1, length)], wishes, use_tqdm=False)
-
-    return run
-
-
-def theirs(model: LlamaForCausalLM, sizes: list[tuple[int, int]]) -> Callable[[], None]:
-    """One static batch, padded on the left, that runs until its longest answer is done."""
-
-    def run() -> None:
-        longest, most = max(a for a, _ in sizes), max(b for _, b in sizes)
-        ids = torch.randint(300, 31000, (len(sizes), longest))
-        mask = torch.ones_like(ids)
-        for i, (length, _) in enumerate(sizes):
-            mask[i, : longest - length] = 0
+    def serve(prompts: list[list[int]], lengths: list[int]) -> None:
+        width, new = max(map(len, prompts)), max(lengths)
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         with torch.inference_mode():
-            model.generate(
-                ids, attention_mask=mask, max_new_tokens=most, min_new_tokens=most, do_sample=False, pad_token_id=0
+            out = model.generate(
+                ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=new, do_sample=False, pad_token_id=0
             )
+        assert out.shape[1] == width + new
 
-    return run
+    return serve
+
+
+def llama_cpp(folder: Path) -> Serve:
+    """llama-cpp-python's low-level calls; the sequences share one context and leave it when they are done."""
+    import llama_cpp as lib
+    import numpy as np
+
+    if not (folder / "model.gguf").exists():
+        make_gguf(folder)
+    lib.llama_backend_init()
+    model = lib.llama_model_load_from_file(str(folder / "model.gguf").encode(), lib.llama_model_default_params())
+    vocab_size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
+
+    def serve(prompts: list[list[int]], lengths: list[int]) -> None:
+        params = lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = 4096
+        params.n_ubatch, params.n_seq_max, params.kv_unified = 512, len(prompts), True
+        params.n_threads = params.n_threads_batch = THREADS
+        context = lib.llama_init_from_model(model, params)
+        batch = lib.llama_batch_init(4096, 0, 1)
+
+        def decode(rows: list[tuple[int, int, int, bool]]) -> list[int]:
+            batch.n_tokens = len(rows)
+            for i, (token, position, sequence, wanted) in enumerate(rows):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i] = token, position, 1
+                batch.seq_id[i][0], batch.logits[i] = sequence, wanted
+            if status := lib.llama_decode(context, batch):
+                raise RuntimeError(f"llama_decode: {status}")
+            rows_of_logits = (lib.llama_get_logits_ith(context, i) for i, row in enumerate(rows) if row[3])
+            return [int(np.ctypeslib.as_array(r, shape=(vocab_size,)).argmax()) for r in rows_of_logits]
+
+        tokens = decode([(t, j, s, j == len(p) - 1) for s, p in enumerate(prompts) for j, t in enumerate(p)])
+        for step in range(max(lengths) - 1):
+            alive = [s for s in range(len(prompts)) if step + 1 < lengths[s]]
+            new = decode([(tokens[s], len(prompts[s]) + step, s, True) for s in alive])
+            for s, token in zip(alive, new, strict=True):
+                tokens[s] = token
+        lib.llama_batch_free(batch)
+        lib.llama_free(context)
+
+    return serve
+
+
+ENGINES: dict[str, Callable[[Path], Serve]] = {
+    "backplane": backplane,
+    "transformers": transformers,
+    "llama_cpp": llama_cpp,
+}
+
+
+def peak_rss_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(name: str, folder: Path, seed: int) -> dict[str, Any]:
+    serve = ENGINES[name](folder)
+    rng = random.Random(seed)
+    serve([[rng.randrange(300, 31000) for _ in range(16)]], [4])
+    figures: dict[str, Any] = {}
+    for work, requests in WORKLOADS.items():
+        prompts = [[rng.randrange(300, 31000) for _ in range(n)] for n, _ in requests]
+        lengths = [n for _, n in requests]
+        start = time.perf_counter()
+        serve(prompts, lengths)
+        figures[work] = sum(lengths) / (time.perf_counter() - start)
+    return {"tokens_per_s": figures, "peak_rss_bytes": peak_rss_bytes()}
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
+
+
+def version_of(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def main() -> None:
-    torch.set_num_threads(len(__import__("os").sched_getaffinity(0)))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_model(folder)
-        figures: dict[str, object] = {}
-        engine = Engine(
-            str(folder), skip_tokenizer_init=True, enable_prefix_caching=False, max_num_seqs=16, max_model_len=512
-        )
-        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        memory = {k: v / 2**20 for k, v in engine.ready.memory.items()}
-        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        for streams, length, output in SHAPES:
-            sizes = [(length, output)] * streams
-            a, b = median_s(ours(engine, sizes)), median_s(theirs(model, sizes))
-            made = streams * output
-            figures[f"{streams} streams"] = {
-                "backplane_tok_s": round(made / a, 1),
-                "transformers_tok_s": round(made / b, 1),
-                "ratio": round(b / a, 2),
-            }
-        made = sum(n for _, n in MIXED)
-        a, b = median_s(ours(engine, MIXED)), median_s(theirs(model, MIXED))
-        figures["16 mixed"] = {
-            "backplane_tok_s": round(made / a, 1),
-            "transformers_tok_s": round(made / b, 1),
-            "ratio": round(b / a, 2),
-        }
-        figures["memory_mib"] = {"peak_after_start": round(peak_mib), **{k: round(v) for k, v in memory.items()}}
-        try:
-            import llama_cpp  # noqa: F401
-        except ImportError:
-            figures["llama.cpp"] = "not installed in this run"
-    write("cpu_peers", figures)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--model", type=Path, help="a Llama checkpoint; unset: one is made")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu_peers.json")
+    parser.add_argument("--only", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.only:
+        print(json.dumps(measure(options.only, options.model, options.seed)))
+        return
+    names = ["backplane", "transformers"]
+    if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
+        names.append("llama_cpp")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.model or Path(scratch) / "model"
+        if not folder.exists():
+            make_model(folder)
+        root = str(Path(__file__).resolve().parents[1])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+        runs: dict[str, list[dict[str, Any]]] = {n: [] for n in names}
+        for seed in range(options.rounds):
+            for name in names:
+                command = [sys.executable, __file__, "--only", name, "--model", str(folder), "--seed", str(seed)]
+                done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+                runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+        weight_bytes = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    medians = {
+        n: {w: round(statistics.median(r["tokens_per_s"][w] for r in runs[n]), 1) for w in WORKLOADS} for n in names
+    }
+    ratios = {n: {w: round(medians["backplane"][w] / medians[n][w], 2) for w in WORKLOADS} for n in names[1:]}
+    report = {
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": THREADS, "system": platform.platform()},
+        "load_average_after": os.getloadavg(),
+        "versions": {d: version_of(d) for d in ("torch", "transformers", "llama-cpp-python")},
+        "rounds": options.rounds,
+        "tokens_per_s": medians,
+        "backplane_over": ratios,
+        "peak_rss_bytes": {n: max(r["peak_rss_bytes"] for r in runs[n]) for n in names},
+        "weight_bytes": weight_bytes,
+        "every_round": runs,
+    }
+    print(json.dumps({k: v for k, v in report.items() if k != "every_round"}, indent=2))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
 
 
 if __name__ == "__main__":

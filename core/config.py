@@ -137,7 +137,7 @@ class DeviceConfig:
     executor: str = "auto"
     """Where workers run; a plugin's name."""
     num_threads: int | None = None
-    """Threads of the model on a CPU; unset: every core that the process may use."""
+    """Threads of the model on a CPU; unset: every core that the process may use, one for a very small model."""
     enforce_eager: bool = False
     """Capture no CUDA graphs."""
     max_graph_batch: int = 512

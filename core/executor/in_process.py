@@ -24,6 +24,9 @@ from core.runner.model_runner import ModelRunner, Ticket
 from core.sampling.rows import SamplingRows
 from core.weights import checkpoint_files, fill_dummy, finish_linears, load_weights
 
+SMALL_MODEL_BYTES = 64 << 20
+"""Below it one thread computes a step: its pieces are so short that threads mostly wait for each other, and where the
+server or anything else wants a core, wait for long (3 to 9 tokens a second with two threads, 23 to 67 with one)."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -75,6 +78,9 @@ class InProcessExecutor:
             # counted as stored: a method may repack them into tensors of another kind
             weights = {p.data_ptr(): p.nbytes for p in model.parameters()}
             finish_linears(model)
+        if device.type == "cpu" and config.device.num_threads is None and sum(weights.values()) < SMALL_MODEL_BYTES:
+            torch.set_num_threads(1)
+            self.choices["device"] = "cpu (1 thread: a model this small only waits for a second one)"
         self._phase("load weights")
         block_size = config.cache.block_size
         kv_dtype = dtype if config.cache.kv_cache_dtype == "auto" else DTYPES[config.cache.kv_cache_dtype]
