@@ -24,6 +24,7 @@ from server.openai.models import list_models, show_model
 from server.openai.responses import ROUTES as RESPONSES
 from server.openai.tokenize import detokenize, tokenize
 from server.playground import routes as playground
+from server.routes import plugin_routes
 from server.state import HttpRequest, ServerState, request_id
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ ROUTES: list[BaseRouteHandler] = [
     show_model,
     chat_completions,
     completions,
-    tokenize,
     *RESPONSES,
+    tokenize,
     detokenize,
 ]
 
@@ -165,8 +166,9 @@ def create_app(engine: AsyncEngine, options: ServerConfig | None = None) -> Lite
             allow_credentials=options.allow_credentials,
             expose_headers=["x-request-id"],
         )
+    ours = [*ROUTES, *playground.routes(options)]
     return Litestar(
-        route_handlers=[*ROUTES, *playground.routes(options)],
+        route_handlers=[*ours, *plugin_routes(engine.registry, server, ours)],
         guards=[note_begin, Gate(options)],
         before_send=[before_send],
         exception_handlers={Exception: errors.handle, HTTPException: errors.handle},

@@ -140,25 +140,32 @@ def to_response(error: BaseException) -> Response[bytes]:
     )
 
 
-def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """Litestar's exception handler, for everything."""
-    if isinstance(error, HTTPException) and error.status_code == 404:
-        error = ApiError(f"no route {request.method} {request.url.path}", status=404, code="not_found")
-    elif isinstance(error, HTTPException) and error.status_code == 405:
-        error = ApiError(
+def normalise(request: Request[Any, Any, Any], error: Exception) -> Exception:
+    """Litestar's own exceptions in our words."""
+    if not isinstance(error, HTTPException):
+        return error
+    if error.status_code == 404:
+        return ApiError(f"no route {request.method} {request.url.path}", status=404, code="not_found")
+    if error.status_code == 405:
+        return ApiError(
             f"{request.url.path} does not take {request.method}",
             status=405,
             code="method_not_allowed",
             headers=dict(error.headers or {}),
         )
-    elif isinstance(error, HTTPException) and error.status_code == 413:
+    if error.status_code == 413:
         limit = request.app.state.server.options.max_body_bytes
-        error = ApiError(
+        return ApiError(
             f"the body is larger than {limit} bytes (max_body_bytes); send less, or raise the limit",
             status=413,
             code="body_too_large",
         )
-    return to_response(error)
+    return error
+
+
+def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """Litestar's exception handler, for everything."""
+    return to_response(normalise(request, error))
 
 
 def finite(value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 from litestar import Response
@@ -40,11 +40,12 @@ def error_event(error: BaseException) -> bytes:
 class _Writer:
     """The ASGI side: start, pieces, end; cancelled when the client goes."""
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
         self._first, self._rest = first, rest
+        self._headers = [*_HEADERS, *((k.encode(), v.encode()) for k, v in headers.items())]
 
     async def _write(self, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})
+        await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await send({"type": "http.response.body", "body": self._first, "more_body": True})
         async for piece in self._rest:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -71,19 +72,21 @@ class _Writer:
 class EventStream(Response[None]):
     """Litestar response over a generator that has already given its first piece."""
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
         super().__init__(content=None)
-        self._writer = _Writer(first, rest)
+        self._writer = _Writer(first, rest, headers)
 
     def to_asgi_response(self, *args: Any, **kwargs: Any) -> Any:
         return self._writer
 
 
-async def start(request: HttpRequest, events: AsyncGenerator[bytes, None]) -> EventStream:
+async def start(
+    request: HttpRequest, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None
+) -> EventStream:
     """Wait for the first piece: until then an error is still an answer with a status of its own."""
     try:
         first = await unless_gone(request, anext(events))
     except BaseException:
         await events.aclose()
         raise
-    return EventStream(first, events)
+    return EventStream(first, events, headers or {})

@@ -80,7 +80,7 @@ class Chat:
             tools = RequiredCalls()
         elif self.tool_parser:
             tools = self.tool_parser.factory(self.tools)
-        return Answer(reasoning, tools, opened_by=self.opened_by)
+        return Answer(reasoning, tools, opened_by=self.opened_by, single=self.body.parallel_tool_calls is False)
 
     def finish_reason(self, reason: str | None, answer: Answer) -> str | None:
         return "tool_calls" if reason == "stop" and answer.num_calls else reason

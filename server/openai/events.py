@@ -99,9 +99,16 @@ class Answer:
     """One choice of a chat completion, fed with text, giving deltas."""
 
     def __init__(
-        self, reasoning: OutputParser | None = None, tools: OutputParser | None = None, *, opened_by: str = ""
+        self,
+        reasoning: OutputParser | None = None,
+        tools: OutputParser | None = None,
+        *,
+        opened_by: str = "",
+        single: bool = False,
     ) -> None:
-        self._reasoning, self._tools = reasoning, tools
+        """`single`: calls after the first are left out (parallel_tool_calls is false)."""
+        self._reasoning, self._tools, self._single = reasoning, tools, single
+        self._first_call: int | None = None
         self._held = {"reasoning": "", "tool": ""}
         self.num_calls = 0
         if opened_by and reasoning is not None:
@@ -149,6 +156,8 @@ class Answer:
                     delta.content += text
                 case Reasoning(text):
                     delta.reasoning += text
+                case ToolCallBegin(index) | ToolCallArguments(index) if self._is_surplus(index):
+                    pass
                 case ToolCallBegin(index, name, call_id):
                     self.num_calls += 1
                     delta.calls[index] = CallDelta(index, call_id or f"call_{uuid.uuid4().hex[:24]}", name)
@@ -156,6 +165,11 @@ class Answer:
                     delta.calls.setdefault(index, CallDelta(index)).arguments += piece
                 case ToolCallEnd():
                     pass
+
+    def _is_surplus(self, index: int) -> bool:
+        if self._first_call is None:
+            self._first_call = index
+        return self._single and index != self._first_call
 
     def _run(self, which: str, step: Any, text: str) -> list[Event]:
         """The parser's events; its failure turns it off and gives back as text what it held."""

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.errors import ApiError, invalid
 from server.openai.schema import ChatMessage, Tool
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def required_string(item: Mapping[str, Any], key: str, at: str) -> str:
+    value = item.get(key)
+    if not isinstance(value, str):
+        code = "missing_required_parameter" if value is None else "invalid_type"
+        raise ApiError(f"{at}.{key} is required, a string", param=f"{at}.{key}", code=code)
+    return value
 
 
 def template_messages(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:

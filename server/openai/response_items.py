@@ -13,6 +13,7 @@ import msgspec
 
 from core.sampling_params import MAX_LOGPROBS
 from server.errors import ApiError, from_decode_error, invalid, unsupported
+from server.openai.messages import required_string
 from server.openai.schema import ChatCompletionRequest, ChatMessage, ResponsesRequest, Tool
 
 LOGPROBS = "message.output_text.logprobs"
@@ -148,7 +149,7 @@ def _messages(body: ResponsesRequest, names: dict[str, str]) -> list[ChatMessage
             messages.append(ChatMessage(role=role, content=_content(item.get("content"), f"{at}.content")))
         elif kind == "function_call_output":
             output = _content(item.get("output"), f"{at}.output")
-            call_id = _string(item, "call_id", at)
+            call_id = required_string(item, "call_id", at)
             messages.append(ChatMessage(role="tool", content=output, tool_call_id=call_id))
         elif kind == "item_reference":
             raise unsupported(f"{at}.type", "'item_reference': responses are not stored here; send the item itself")
@@ -178,14 +179,6 @@ def _one_system(messages: list[ChatMessage], names: dict[str, str]) -> list[Chat
     return [joined, *messages[2:]]
 
 
-def _string(item: Mapping[str, Any], key: str, at: str) -> str:
-    value = item.get(key)
-    if not isinstance(value, str):
-        code = "missing_required_parameter" if value is None else "invalid_type"
-        raise ApiError(f"{at}.{key} is required, a string", param=f"{at}.{key}", code=code)
-    return value
-
-
 def _content(content: Any, at: str) -> str:
     if isinstance(content, str):
         return content
@@ -198,9 +191,9 @@ def _content(content: Any, at: str) -> str:
         where = f"{at}[{i}]"
         kind = part.get("type") if isinstance(part, dict) else None
         if kind in ("input_text", "output_text", "text"):
-            texts.append(_string(part, "text", where))
+            texts.append(required_string(part, "text", where))
         elif kind == "refusal":
-            texts.append(_string(part, "refusal", where))
+            texts.append(required_string(part, "refusal", where))
         elif kind in ("input_image", "input_file", "input_audio", "computer_screenshot"):
             raise ApiError(
                 f"{where}.type={kind!r} is not supported: the model served here reads text only",
@@ -224,8 +217,8 @@ def _reasoning_text(item: Mapping[str, Any], at: str) -> str:
 
 
 def _call(item: Mapping[str, Any], at: str) -> dict[str, Any]:
-    function = {"name": _string(item, "name", at), "arguments": _string(item, "arguments", at)}
-    return {"id": _string(item, "call_id", at), "type": "function", "function": function}
+    function = {"name": required_string(item, "name", at), "arguments": required_string(item, "arguments", at)}
+    return {"id": required_string(item, "call_id", at), "type": "function", "function": function}
 
 
 # ---- tools
@@ -242,7 +235,7 @@ def _tool(tool: Mapping[str, Any], at: str) -> Tool:
     for key, value in tool.items():
         if key not in _TOOL_KEYS and value not in (None, False):
             raise unsupported(f"{at}.{key}", f"a function takes {', '.join(_TOOL_KEYS)}")
-    _string(tool, "name", at)
+    required_string(tool, "name", at)
     try:
         return msgspec.convert({"type": "function", "function": {k: tool.get(k) for k in _TOOL_KEYS[1:]}}, Tool)
     except msgspec.ValidationError as error:

@@ -67,7 +67,9 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Server:
     """`serve()` in a process of its own."""
 
-    def __init__(self, model: Path, engine: dict | None = None, server: dict | None = None) -> None:
+    def __init__(
+        self, model: Path, engine: dict | None = None, server: dict | None = None, env: dict | None = None
+    ) -> None:
         engine = {
             "model": str(model),
             "load_format": "dummy",
@@ -81,7 +83,7 @@ class Server:
             "from core.config import EngineConfig; from server.config import ServerConfig; from server.launch import serve\n"
             f"serve(EngineConfig.from_options(**{engine!r}), ServerConfig(**{ {'port': 0, **(server or {})}!r}))"
         )
-        env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
         self.process = subprocess.Popen(
             [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
         )
@@ -145,18 +147,18 @@ def server(tiny_model: Path):
 def demo_server(tiny_model: Path):
     """The demo model: what it says makes sense, so what reads its answers can be tested."""
     options = {"model": "demo", "load_format": "auto", "served_model_name": ("demo",), "num_blocks": 1024}
-    running = Server(tiny_model, {**options, "num_threads": 2})
+    running = Server(tiny_model, options)
     yield running
     running.stop()
 
 
 @pytest.fixture
 def start_server(tiny_model: Path):
-    """start_server(engine={...}, server={...}) -> Server, stopped at the end."""
+    """start_server(engine={...}, server={...}, env={...}) -> Server, stopped at the end."""
     started: list[Server] = []
 
-    def start(engine: dict | None = None, server: dict | None = None) -> Server:
-        started.append(Server(tiny_model, engine, server))
+    def start(engine: dict | None = None, server: dict | None = None, env: dict | None = None) -> Server:
+        started.append(Server(tiny_model, engine, server, env))
         return started[-1]
 
     yield start

@@ -62,7 +62,7 @@ def test_text(client):
         reasoning={"effort": "low"},
         include=["reasoning.encrypted_content"],
     )
-    assert "number of tokens" in answer.output_text and answer.status == "completed"
+    assert "block" in answer.output_text and answer.status == "completed"
     assert answer.id.startswith("resp_") and answer.metadata == {"a": "b"} and answer.output[0].id.startswith("msg_")
     assert (answer.store, answer.temperature, answer.parallel_tool_calls, answer.user) == (False, 0.0, False, "u")
     usage = answer.usage
