@@ -16,7 +16,17 @@ def describe() -> dict[str, Any]:
         (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), "?"
     )
     versions = {}
-    for name in ("torch", "transformers", "numpy", "llama_cpp_python", "litestar", "uvicorn"):
+    for name in (
+        "torch",
+        "transformers",
+        "numpy",
+        "llama_cpp_python",
+        "litestar",
+        "uvicorn",
+        "llguidance",
+        "outlines_core",
+        "xgrammar",
+    ):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -36,6 +36,8 @@ log = logging.getLogger("backplane.guided")
 NUM_WORKERS = 2
 COMPILE_TIMEOUT_S = 20.0
 MAX_CONSTRAINT_BYTES = 4 << 20
+MAX_SCHEMA_BYTES = 1 << 20
+"""Reading and writing JSON holds Python's lock: 4 MB stopped the steps for 0.3 s."""
 MAX_ABANDONED = 4
 """Compilations that ran over their time and cannot be stopped; with so many alive no new one begins."""
 MAX_CACHED = 256
@@ -127,11 +129,13 @@ class GuidedManager:
         except (RecursionError, TypeError, ValueError) as error:
             self._failed.append((handle, f"the guided-decoding constraint cannot be read: {error}"))
             return
-        if len(source) > MAX_CONSTRAINT_BYTES:
+        is_schema = params.json is not None or params.structural_tag is not None
+        most = MAX_SCHEMA_BYTES if is_schema else MAX_CONSTRAINT_BYTES
+        if len(source) > most:
             self._failed.append(
                 (
                     handle,
-                    f"the guided-decoding constraint has {len(source)} bytes; at most {MAX_CONSTRAINT_BYTES} are read",
+                    f"the guided-decoding constraint has {len(source)} bytes; at most {most} are read",
                 )
             )
             return

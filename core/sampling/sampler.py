@@ -107,6 +107,16 @@ class Sampler:
 def apply_bitmask(logits: torch.Tensor, masks: Bitmasks) -> None:
     """Forbid what the masks do not allow; in place."""
     vocab = logits.shape[-1]
+    if logits.device.type == "cpu":
+        # unpacked by numpy, and in place where every row has a mask: about half the time
+        bytes_ = np.unpackbits(masks.bits.view(np.uint8), axis=1, count=vocab, bitorder="little")
+        forbidden = torch.from_numpy(bytes_ == 0)
+        if len(masks.bits) == len(logits):
+            logits.masked_fill_(forbidden, float("-inf"))
+        else:
+            index = torch.from_numpy(masks.sample_indices)
+            logits[index] = logits.index_select(0, index).masked_fill_(forbidden, float("-inf"))
+        return
     bits = torch.from_numpy(masks.bits).to(logits.device)
     shifts = torch.arange(32, dtype=torch.int32, device=logits.device)
     allowed = ((bits[:, :, None] >> shifts) & 1).flatten(1)[:, :vocab].bool()

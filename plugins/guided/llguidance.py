@@ -105,7 +105,9 @@ class LLGuidanceBackend:
 
     def _refusal(self, constraint: GuidedDecodingParams, message: str) -> RequestError:
         kind = constraint_kind(constraint)
-        message = message.split("\n<state>")[0].strip()
+        message = message.split("\n<state>")[0].removesuffix("<non-verbose/>").strip()
+        if message == "NoExtensionBias":
+            message = "nothing can be written that follows it (a recursion without an end?)"
         message = message if len(message) <= 500 else f"{message[:400]} ... {message[-80:]}"
         text = f"the guided-decoding {kind} is not accepted: {message}"
         if any(c in message for c in _CAPABILITIES):

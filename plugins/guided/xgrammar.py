@@ -33,12 +33,13 @@ from plugins.guided.xgrammar_worker import PREFIX_BYTES
 TIMEOUT_S = 12.0
 START_TIMEOUT_S = 60.0
 MAX_MEMORY_BYTES = 1 << 30
-MAX_ANSWER_BYTES = 256 << 20
+MAX_ANSWER_BYTES = 64 << 20
 MAX_FIRST_MASK_S = 0.25
 """A grammar whose first mask takes longer would stop the steps of everybody."""
 MAX_MASK_S = 1.0
 """A sequence one of whose masks took longer ends; the library has no limit of its own."""
-MAX_BLANKS = 64
+MAX_BLANKS = 8
+"""Between tokens of JSON. With 64, as llguidance has them, a grammar is ten times as large and slow."""
 
 _ANNOTATIONS = {
     "$anchor",

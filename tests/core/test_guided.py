@@ -277,6 +277,7 @@ def test_several_backends_serve_in_one_mask(shared: GuidedManager, vocabulary: V
         ({"json": {"type": "integer", "minimum": 3}, "backend": "outlines"}, ["outlines", "minimum"]),
         ({"structural_tag": {"structures": [], "triggers": []}}, ["structures"]),
         ({"json": {"$ref": "https://example.com/schema"}}, ["example.com"]),
+        ({"json": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}}, ["recursion without an end"]),
     ],
 )
 def test_what_cannot_be_held_is_named(
