@@ -13,10 +13,11 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.handlers.base import BaseRouteHandler
 
-from server import errors, tracing
+from server import admin, errors, openapi, tracing
 from server.auth import Connection, Gate
 from server.config import ServerConfig
 from server.errors import ApiError, encode
+from server.limits import Limits, leaving
 from server.metrics import CONTENT_TYPE
 from server.openai.chat import Parsers, chat_completions
 from server.openai.completions import completions
@@ -126,6 +127,7 @@ ROUTES: list[BaseRouteHandler] = [
     *RESPONSES,
     tokenize,
     detokenize,
+    *admin.ROUTES,
 ]
 
 
@@ -164,17 +166,22 @@ def create_app(engine: AsyncEngine, options: ServerConfig | None = None) -> Lite
         cors = CORSConfig(
             allow_origins=list(options.allowed_origins),
             allow_credentials=options.allow_credentials,
-            expose_headers=["x-request-id"],
+            allow_methods=list(options.allowed_methods),  # type: ignore[arg-type]
+            allow_headers=list(options.allowed_headers),
+            expose_headers=["x-request-id", "retry-after"],
         )
-    ours = [*ROUTES, *playground.routes(options)]
+    gate = Gate(options)
+    ours = [*ROUTES, *playground.routes(options), *([openapi.document] if options.openapi else ())]
+    handlers = [*ours, *plugin_routes(engine.registry, server, ours)]
     return Litestar(
-        route_handlers=[*ours, *plugin_routes(engine.registry, server, ours)],
-        guards=[note_begin, Gate(options)],
+        route_handlers=handlers,
+        guards=[note_begin, gate, Limits(options)],
+        middleware=[leaving],
         before_send=[before_send],
         exception_handlers={Exception: errors.handle, HTTPException: errors.handle},
         request_max_body_size=options.max_body_bytes,
         cors_config=cors,
-        openapi_config=None,
+        openapi_config=openapi.config(version(), keys=gate.has_keys) if options.openapi else None,
         logging_config=None,
         state=State({"server": server, "parsers": Parsers(server)}),
         debug=False,

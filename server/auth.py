@@ -9,11 +9,13 @@ import hashlib
 import hmac
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 
+from core.errors import ConfigError
 from server.config import ServerConfig
 from server.errors import ApiError
 
@@ -35,13 +37,33 @@ class KeyRing:
         return any([hmac.compare_digest(digest, d) for d in self._digests])
 
 
+def api_keys(options: ServerConfig) -> list[str]:
+    """Keys of the options, the environment and the file. Raises ConfigError for a file that holds none."""
+    keys = [*options.api_key, *os.environ.get("BACKPLANE_API_KEY", "").split(",")]
+    if options.api_key_file:
+        try:
+            lines = Path(options.api_key_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"api_key_file={options.api_key_file!r} cannot be read: {error}") from None
+        found = [line.partition("#")[0].strip() for line in lines]
+        if not any(found):
+            # an empty file must not open the server to everybody
+            raise ConfigError(f"api_key_file={options.api_key_file!r} holds no key; write one a line")
+        keys += found
+    return [k.strip() for k in keys if k.strip()]
+
+
 class Gate:
     """Litestar guard of the whole app. A coroutine, since Litestar runs plain functions in a thread."""
 
     def __init__(self, options: ServerConfig) -> None:
-        env = os.environ.get("BACKPLANE_API_KEY", "")
-        self._keys = KeyRing((*options.api_key, *([env] if env else [])))
-        self._admin = KeyRing([options.admin_api_key] if options.admin_api_key else [])
+        self._keys = KeyRing(api_keys(options))
+        admin = options.admin_api_key or os.environ.get("BACKPLANE_ADMIN_API_KEY", "").strip()
+        self._admin = KeyRing([admin] if admin else [])
+
+    @property
+    def has_keys(self) -> bool:
+        return bool(self._keys)
 
     async def __call__(self, connection: Connection, handler: BaseRouteHandler) -> None:
         if handler.opt.get("public") or connection.scope.get("method") == "OPTIONS":
@@ -65,6 +87,8 @@ class Gate:
                 headers={"WWW-Authenticate": "Bearer"},
             )
         if ring.holds(key.strip()):
+            scope: Any = connection.scope
+            scope["backplane_caller"] = hashlib.sha256(key.strip().encode()).hexdigest()
             return
         if admin and self._keys.holds(key.strip()):
             raise ApiError("this key may not use administration routes", status=403, code="not_admin")

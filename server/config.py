@@ -15,6 +15,17 @@ def _require(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _check_rate(rate: str | None) -> None:
+    if rate is None:
+        return
+    from limits import parse_many
+
+    try:
+        parse_many(rate)
+    except ValueError:
+        raise ConfigError(f"rate_limit={rate!r} is no rate; say e.g. 100/minute, or 10/second; 1000/hour") from None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
     """How the server listens, whom it lets in, and what it grants one request."""
@@ -26,25 +37,41 @@ class ServerConfig:
     uds: str | None = None
     """Path of a Unix socket to listen on instead of host and port."""
     api_key: tuple[str, ...] = ()
-    """Key that clients must send as `Authorization: Bearer KEY`; repeatable; also read from BACKPLANE_API_KEY."""
+    """Key that clients must send as `Authorization: Bearer KEY`; repeatable; also read from BACKPLANE_API_KEY, which may
+    hold several with commas between."""
+    api_key_file: str | None = None
+    """File of such keys, one a line; empty lines and what follows a # are left out."""
     admin_api_key: str | None = None
-    """Key of the administration routes; unset: those routes are off when api_key is set."""
+    """Key of the administration routes; also read from BACKPLANE_ADMIN_API_KEY; unset: those routes are off when there
+    are API keys."""
+    rate_limit: str | None = None
+    """Requests that one key (without keys: one address) may send, e.g. `100/minute` or `10/second; 1000/hour`."""
+    max_concurrent_per_key: int | None = None
+    """Requests of one key (without keys: of one address) that may run at once."""
     root_path: str = ""
     """Path prefix under which a proxy serves this server."""
     allowed_origins: tuple[str, ...] = ()
     """Origins that browsers may call from (CORS); `*` for all."""
     allow_credentials: bool = False
     """Let browsers send credentials from the allowed origins."""
+    allowed_methods: tuple[str, ...] = ("*",)
+    """Methods that browsers may use from the allowed origins."""
+    allowed_headers: tuple[str, ...] = ("*",)
+    """Headers that browsers may send from the allowed origins."""
     ssl_certfile: str | None = None
     """TLS certificate (PEM)."""
     ssl_keyfile: str | None = None
     """Key of the TLS certificate (PEM)."""
+    ssl_ca_certs: str | None = None
+    """Certificates (PEM) of which one must have signed the client's; a client without such a certificate is refused."""
     max_body_bytes: int = 32 * 1024 * 1024
     """Largest request body; a larger one is refused (HTTP 413)."""
     body_timeout_s: float = 60.0
     """Seconds within which a request's body must have arrived."""
     playground: bool = True
     """Serve the playground page at `/`, and the engine's state to it."""
+    openapi: bool = True
+    """Serve the OpenAPI document at `/openapi.json` and a page of it at `/docs`."""
     access_log: bool = False
     """Log one line for every request."""
     log_level: str = "info"
@@ -84,7 +111,13 @@ class ServerConfig:
             f"otlp_traces_endpoint={self.otlp_traces_endpoint!r} is no http or https address; OTLP goes over HTTP here, "
             "usually to http://HOST:4318/v1/traces",
         )
-        for name in ("ssl_certfile", "ssl_keyfile"):
+        _require(self.ssl_ca_certs is None or self.ssl_certfile is not None, "ssl_ca_certs needs ssl_certfile")
+        _require(
+            self.max_concurrent_per_key is None or self.max_concurrent_per_key >= 1,
+            f"max_concurrent_per_key={self.max_concurrent_per_key} must be positive; or unset",
+        )
+        _check_rate(self.rate_limit)
+        for name in ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs", "api_key_file"):
             path = getattr(self, name)
             _require(path is None or Path(path).is_file(), f"{name}={path!r} is not a file")
         _require(all(k.strip() and k.isascii() for k in self.api_key), "api_key must be ASCII and not empty; or unset")

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import stat
 from collections.abc import Iterator
 from typing import Any
@@ -179,14 +180,28 @@ async def _serve(engine_config: EngineConfig, options: ServerConfig, sock: socke
                 os.unlink(options.uds)
 
 
+def under(root_path: str, app: Any) -> Any:
+    """The app below a prefix, whether the proxy left it in the path or took it away. uvicorn's own option knows one."""
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            root = root_path.rstrip("/")
+            inside = scope["path"] == root or scope["path"].startswith(f"{root}/")
+            scope = {**scope, "root_path": root if inside else ""}
+        await app(scope, receive, send)
+
+    return asgi
+
+
 def _uvicorn_config(app: Any, options: ServerConfig) -> uvicorn.Config:
     return uvicorn.Config(
-        app,
+        under(options.root_path, app) if options.root_path else app,
         log_config=None,
         access_log=False,
-        root_path=options.root_path,
         ssl_certfile=options.ssl_certfile,
         ssl_keyfile=options.ssl_keyfile,
+        ssl_ca_certs=options.ssl_ca_certs,
+        ssl_cert_reqs=ssl.CERT_REQUIRED if options.ssl_ca_certs else ssl.CERT_NONE,
         timeout_keep_alive=options.keep_alive_timeout_s,
         timeout_graceful_shutdown=2,
         lifespan="off",

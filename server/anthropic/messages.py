@@ -11,11 +11,12 @@ import msgspec
 from litestar import Request, Response, post
 from litestar.handlers.base import BaseRouteHandler
 
-from server.anthropic.schema import MessagesRequest
+from server.anthropic.schema import InputTokenCount, MessageAnswer, MessagesRequest
 from server.anthropic.translate import to_chat
 from server.errors import ApiError, encode, normalise, rename, to_api_error
 from server.openai.blocks import Block, Change, Step, stream, whole
 from server.openai.chat import Chat, understand
+from server.openapi import operation
 from server.state import HttpRequest, ServerState, read_body, request_id, unless_gone
 from server.streaming import start
 
@@ -177,8 +178,14 @@ async def _understand(request: HttpRequest, *, counting: bool = False) -> Reply:
     return Reply(body, chat, names, id)
 
 
-@post("/v1/messages", status_code=200, exception_handlers={Exception: handle})
+@post(
+    "/v1/messages",
+    status_code=200,
+    exception_handlers={Exception: handle},
+    operation_class=operation(MessagesRequest, MessageAnswer, streams=True),
+)
 async def messages(request: HttpRequest) -> Response[Any]:
+    """Answer messages, whole or as server-sent events."""
     state: ServerState = request.app.state.server
     state.check_open()
     reply = await _understand(request)
@@ -189,7 +196,12 @@ async def messages(request: HttpRequest) -> Response[Any]:
     return Response(encode(answer), media_type="application/json", headers=headers)
 
 
-@post("/v1/messages/count_tokens", status_code=200, exception_handlers={Exception: handle})
+@post(
+    "/v1/messages/count_tokens",
+    status_code=200,
+    exception_handlers={Exception: handle},
+    operation_class=operation(MessagesRequest, InputTokenCount),
+)
 async def count_tokens(request: HttpRequest) -> Response[bytes]:
     """How many tokens a message's input would have."""
     reply = await _understand(request, counting=True)

@@ -1,8 +1,8 @@
-"""Bodies of /v1/messages as msgspec structs. Types only; meaning is in translate.py."""
+"""Bodies and answers of /v1/messages as msgspec structs. Types only; meaning is in translate.py."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -52,3 +52,27 @@ class MessagesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: int | None = None
     cache_salt: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+
+class MessageUsage(msgspec.Struct):
+    input_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    output_tokens: int
+
+
+class MessageAnswer(msgspec.Struct):
+    """A message; its content blocks are Anthropic's"""
+
+    id: str
+    type: Literal["message"]
+    role: Literal["assistant"]
+    model: str
+    content: list[dict[str, Any]]
+    stop_reason: Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+    stop_sequence: str | None
+    usage: MessageUsage
+
+
+class InputTokenCount(msgspec.Struct):
+    input_tokens: int

@@ -18,10 +18,12 @@ from core.sampling_params import GuidedDecodingParams, SamplingParams
 from server.errors import ApiError, encode, invalid
 from server.openai import logprobs as logprob_shapes
 from server.openai import params
+from server.openai.answers import ChatCompletion
 from server.openai.events import Answer, NamedCall, ParserChoice, RequiredCalls, choose_parser, required_schema
 from server.openai.messages import template_messages, template_tools
 from server.openai.schema import ChatCompletionRequest
 from server.openai.usage import usage
+from server.openapi import operation
 from server.state import LONG_TEXT, HttpRequest, ServerState, read_body, request_id, unless_gone
 from server.streaming import DONE, error_event, start
 
@@ -435,8 +437,13 @@ def _rich(state: ServerState, chat: Chat, answer: Answer, new: CompletionOutput,
     return chunks
 
 
-@post("/v1/chat/completions", status_code=200)
+@post(
+    "/v1/chat/completions",
+    status_code=200,
+    operation_class=operation(ChatCompletionRequest, ChatCompletion, streams=True),
+)
 async def chat_completions(request: HttpRequest) -> Response[Any]:
+    """Answer a chat, whole or as server-sent events."""
     state: ServerState = request.app.state.server
     state.check_open()
     body, raw = await read_body(request, _decoder, state.options.body_timeout_s)

@@ -17,9 +17,11 @@ from core.sampling_params import SamplingParams
 from server.errors import ApiError, encode, invalid
 from server.openai import logprobs as logprob_shapes
 from server.openai import params
+from server.openai.answers import TextCompletion
 from server.openai.chat import check_end
 from server.openai.schema import CompletionRequest
 from server.openai.usage import usage
+from server.openapi import operation
 from server.state import HttpRequest, ServerState, merge, read_body, request_id, unless_gone
 from server.streaming import DONE, error_event, start
 
@@ -281,8 +283,9 @@ async def events(state: ServerState, c: Completion) -> AsyncGenerator[bytes, Non
         await merged.aclose()
 
 
-@post("/v1/completions", status_code=200)
+@post("/v1/completions", status_code=200, operation_class=operation(CompletionRequest, TextCompletion, streams=True))
 async def completions(request: HttpRequest) -> Response[Any]:
+    """Complete text or token ids, one prompt or several, whole or as server-sent events."""
     state: ServerState = request.app.state.server
     state.check_open()
     body, raw = await read_body(request, _decoder, state.options.body_timeout_s)

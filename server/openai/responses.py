@@ -17,10 +17,12 @@ from litestar.handlers.base import BaseRouteHandler
 
 from server.errors import ApiError, encode, rename, to_api_error
 from server.openai import logprobs as logprob_shapes
+from server.openai.answers import InputTokens, ResponseAnswer
 from server.openai.blocks import Block, Change, Step, reasoning_tokens, stream, whole
 from server.openai.chat import Chat, understand
 from server.openai.response_items import check_keys, to_chat
 from server.openai.schema import ResponsesRequest
+from server.openapi import operation
 from server.state import HttpRequest, ServerState, read_body, request_id, unless_gone
 from server.streaming import start
 
@@ -276,8 +278,9 @@ async def _understand(request: HttpRequest) -> Reply:
     return Reply(body, chat, names, chat.id, float(chat.created_s))
 
 
-@post("/v1/responses", status_code=200)
+@post("/v1/responses", status_code=200, operation_class=operation(ResponsesRequest, ResponseAnswer, streams=True))
 async def responses(request: HttpRequest) -> Response[Any]:
+    """Answer items, whole or as server-sent events. Nothing is stored."""
     state: ServerState = request.app.state.server
     state.check_open()
     reply = await _understand(request)
@@ -287,7 +290,7 @@ async def responses(request: HttpRequest) -> Response[Any]:
     return Response(encode(answer), media_type="application/json")
 
 
-@post("/v1/responses/input_tokens", status_code=200)
+@post("/v1/responses/input_tokens", status_code=200, operation_class=operation(ResponsesRequest, InputTokens))
 async def count_input_tokens(request: HttpRequest) -> Response[bytes]:
     """How many tokens a response's input would have."""
     reply = await _understand(request)

@@ -8,16 +8,19 @@ import msgspec
 from litestar import Response, post
 
 from server.errors import ApiError, encode, invalid, unsupported
+from server.openai.answers import DetokenizedText, Tokens
 from server.openai.messages import template_messages, template_tools
 from server.openai.schema import DetokenizeRequest, TokenizeRequest
+from server.openapi import operation
 from server.state import HttpRequest, ServerState, read_body
 
 _tokenize = msgspec.json.Decoder(TokenizeRequest)
 _detokenize = msgspec.json.Decoder(DetokenizeRequest)
 
 
-@post(["/tokenize", "/v1/tokenize"], status_code=200)
+@post(["/tokenize", "/v1/tokenize"], status_code=200, operation_class=operation(TokenizeRequest, Tokens))
 async def tokenize(request: HttpRequest) -> Response[bytes]:
+    """Text, or messages rendered by the chat template, as token ids."""
     state: ServerState = request.app.state.server
     body, _ = await read_body(request, _tokenize, state.options.body_timeout_s)
     state.check_model(body.model)
@@ -47,8 +50,9 @@ async def tokenize(request: HttpRequest) -> Response[bytes]:
     return Response(encode(answer), media_type="application/json")
 
 
-@post(["/detokenize", "/v1/detokenize"], status_code=200)
+@post(["/detokenize", "/v1/detokenize"], status_code=200, operation_class=operation(DetokenizeRequest, DetokenizedText))
 async def detokenize(request: HttpRequest) -> Response[bytes]:
+    """Token ids as text."""
     state: ServerState = request.app.state.server
     body, _ = await read_body(request, _detokenize, state.options.body_timeout_s)
     state.check_model(body.model)

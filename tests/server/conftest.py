@@ -92,7 +92,9 @@ class Server:
         self._found = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        assert self._found.wait(60) and self._url, "the server did not start:\n" + "".join(self.lines)
+        if not self._found.wait(60) or self._url is None:
+            self.stop()
+            raise AssertionError("the server did not start:\n" + self.output)
         self.url = self._url
 
     def _read(self) -> None:

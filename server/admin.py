@@ -1,0 +1,47 @@
+"""Administration routes: they need the admin key, and are off when there are keys but no admin key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Response, get, post
+from litestar.handlers.base import BaseRouteHandler
+
+from server.errors import encode
+from server.state import HttpRequest, ServerState
+
+
+@post("/reset_prefix_cache", opt={"admin": True}, status_code=200)
+async def reset_prefix_cache(request: HttpRequest) -> Response[bytes]:
+    """Forget what the prefix cache knows. Running requests keep their blocks."""
+    state: ServerState = request.app.state.server
+    state.check_open()
+    await state.engine.call("reset_prefix_cache")
+    return Response(encode({"status": "ok"}), media_type="application/json")
+
+
+@get("/server_info", opt={"admin": True})
+async def server_info(request: HttpRequest) -> Response[bytes]:
+    """What was chosen and why, the plugins in use, memory and the start-up's phases."""
+    state: ServerState = request.app.state.server
+    ready = state.engine.ready
+    plugins = [
+        {"kind": e.kind, "name": e.name, "distribution": e.distribution, "version": e.version, "state": e.state}
+        for e in state.engine.registry.entries
+    ]
+    info: dict[str, Any] = {
+        "models": list(state.served_names),
+        "model_path": ready.model_path,
+        "max_model_len": ready.max_model_len,
+        "num_blocks": ready.num_blocks,
+        "block_size": ready.block_size,
+        "choices": ready.choices,
+        "memory_bytes": ready.memory,
+        "start_up_s": dict(ready.timeline),
+        "plugins": plugins,
+        "plugins_in_use": ready.plugins,
+    }
+    return Response(encode(info), media_type="application/json")
+
+
+ROUTES: list[BaseRouteHandler] = [reset_prefix_cache, server_info]
