@@ -1,0 +1,43 @@
+"""check_executor: an engine on this executor gives the tokens of one that runs in the caller's process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.engine.engine import Engine
+from core.sampling_params import SamplingParams
+
+NUM_NEW = 12
+
+
+def check_executor(name: str, *, model: str = "demo", **options: Any) -> None:
+    """Raise AssertionError unless `--executor name` gives what `in_process` gives, greedy and seeded, with logprobs.
+
+    name: as registered by an installed plugin. options: of Engine, for both. Prompts of several lengths run together,
+    cut into chunks of 24 tokens, so that steps mix prompts and decodes.
+    """
+    options = {"max_num_batched_tokens": 24, "num_blocks": 64, "max_model_len": 256, **options}
+    wanted = _outputs("in_process", model, options)
+    got = _outputs(name, model, options)
+    for i, (mine, reference) in enumerate(zip(got, wanted, strict=True)):
+        where = f"executor {name!r}: request {i}"
+        assert mine[0] == reference[0], f"{where} gives tokens {mine[0]}, in_process gives {reference[0]}"
+        off = max(abs(a - b) for a, b in zip(mine[1], reference[1], strict=True))
+        assert off < 1e-2, f"{where}: log probabilities differ by {off:.3g} from those of in_process"
+
+
+def _outputs(executor: str, model: str, options: dict[str, Any]) -> list[tuple[list[int], list[float]]]:
+    prompts = [[5 + (7 * i + n) % 200 for i in range(n)] for n in (1, 16, 17, 50)]
+    base: dict[str, Any] = {"max_tokens": NUM_NEW, "ignore_eos": True, "logprobs": 0}
+    choices: tuple[dict[str, Any], ...] = ({"temperature": 0}, {"seed": 3})
+    params = [SamplingParams(**base, **more) for more in choices]
+    with Engine(model, executor=executor, **options) as engine:
+        outputs = engine.generate([p for p in prompts for _ in params], params * len(prompts), use_tqdm=False)
+        stats = engine.stats()
+        assert stats.num_free_blocks == stats.num_blocks, (
+            f"executor {executor!r}: {stats.num_blocks - stats.num_free_blocks} blocks are held after the last request"
+        )
+    # a second shutdown is allowed
+    engine.shutdown()
+    answers = [o.outputs[0] for o in outputs]
+    return [(list(a.token_ids), [p[0].logprob for p in a.logprobs or ()]) for a in answers]
