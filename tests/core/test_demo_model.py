@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -45,20 +47,67 @@ def test_it_calls_tools(engine):
     assert call == {"name": "get_weather", "arguments": {"city": "Oslo"}}
 
 
-def test_transformers_reads_it_and_agrees(engine):
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Tell me a story about a fox.",
+        "What is 17 times 23?",
+        "Extract name and phone as JSON: Maria Lopez, phone 555-1234.",
+        "Grüße, 東京 🎉",
+    ],
+)
+@pytest.mark.parametrize("name", ["demo", "demo-draft"])
+def test_transformers_reads_it_and_agrees(name, text):
+    """The same prompt from the template, and the same greedy tokens."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = engine.ready.model_path
+    with Engine(name, dtype="float32") as engine:
+        output = engine.chat([{"role": "user", "content": text}], GREEDY, tools=[WEATHER])[0]
+        path = engine.ready.model_path
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    messages = [{"role": "user", "content": "Tell me a story about a fox."}]
-    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tools=[WEATHER], add_generation_prompt=True, return_dict=True
+    )
+    assert output.prompt_token_ids == list(prompt["input_ids"])
     with torch.inference_mode():
-        out = model.generate(**ids, max_new_tokens=100, do_sample=False)
-    theirs = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert ask(engine, "Tell me a story about a fox.") == theirs
+        ids = torch.tensor([output.prompt_token_ids])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=100, do_sample=False)
+    theirs = out[0, ids.shape[1] :].tolist()
+    assert output.outputs[0].token_ids == theirs[: len(output.outputs[0].token_ids)] and len(theirs) > 3
+    assert theirs[len(output.outputs[0].token_ids) :] in ([], [2])  # 2 ends an answer
+
+
+def test_the_draft_has_the_same_tokens(engine):
+    chat = Path(engine.ready.model_path)
+    draft = chat.parent / "draft"
+    for name in ("tokenizer.json", "chat_template.jinja", "tokenizer_config.json", "generation_config.json"):
+        assert (chat / name).read_bytes() == (draft / name).read_bytes()
+    sizes = {
+        key: [json.loads((folder / "config.json").read_text())[key] for folder in (chat, draft)]
+        for key in ("vocab_size", "max_position_embeddings")
+    }
+    assert all(a == b for a, b in sizes.values()), sizes
+
+
+def test_the_cards_state_what_was_measured(engine):
+    data = Path(engine.ready.model_path).parent
+    card = (data / "chat" / "README.md").read_text()
+    shares = dict(re.findall(r"^\| ([a-z ]+) \| ([\d.]+)% \| 400 \|$", card, re.MULTILINE))
+    assert len(shares) == 9 and float(shares["tool call"]) >= 90 and float(shares["extraction"]) >= 90
+    assert "train_demo.py --evaluate" in card
+    files = [f for f in data.rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 16_000_000
+    assert {f.name for f in files} == {
+        "README.md",
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
 
 
 def test_bad_requests_name_the_way_out(engine):

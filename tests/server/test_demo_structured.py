@@ -86,7 +86,7 @@ def test_the_answer_after_a_tool(demo):
         {"role": "tool", "tool_call_id": "1", "content": '{"temperature": 12, "sky": "sunny"}'},
     ]
     answer = demo.chat.completions.create(model="demo", messages=messages, tools=[WEATHER], temperature=0).choices[0]
-    assert answer.message.content == "The temperature is 12, the sky is sunny."
+    assert answer.message.content == "The temperature is 12 and the sky is sunny."
 
 
 def test_a_schema_is_filled(demo):
