@@ -19,9 +19,15 @@ def checkpoint_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            held = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError, OSError) as error:
             raise ModelError(f"{index} is not a safetensors index: {error!r}; download it again") from error
+        # an index comes from strangers: it may name files beside it, and no others
+        bad = [n for n in held if not isinstance(n, str) or Path(n).name != n]
+        if bad or not held:
+            what = f"names {bad[0]!r}, which is no file beside it" if bad else "names no files"
+            raise ModelError(f"{index} {what}; download it again")
+        names = sorted(set(held))
         missing = [n for n in names if not (folder / n).exists()]
         if missing:
             raise ModelError(f"{index} names {missing[0]}, which is not there; download the checkpoint again")
@@ -43,7 +49,18 @@ def read_tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor, Path]]:
                 for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
                     yield name, file.get_tensor(name), path
         except (SafetensorError, OSError) as error:
+            if _is_lfs_pointer(path):
+                raise ModelError(
+                    f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder"
+                ) from error
             raise ModelError(f"{path} cannot be read ({error}); it may be cut off: download it again") from error
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(24) == b"version https://git-lfs."
 
 
 def load_weights(model: nn.Module, weight_map: WeightMap, files: list[Path]) -> None:
@@ -91,11 +108,19 @@ def load_weights(model: nn.Module, weight_map: WeightMap, files: list[Path]) -> 
             raise ModelError(f"{stored_name!r} in {path} is {tensor.dtype}, not a float type; is it quantized?")
         destination.copy_(tensor)
         missing[target].discard(part)
-    lacking = sorted(n for n, parts in missing.items() if parts)
+    lacking = sorted(_stored_name(n, part, weight_map) for n, parts in missing.items() for part in parts)
     if lacking:
         raise ModelError(
             f"{files[0].parent} lacks {len(lacking)} tensors, the first is {lacking[0]!r}; download it again"
         )
+
+
+def _stored_name(name: str, part: int, weight_map: WeightMap) -> str:
+    """What a checkpoint calls the `part`-th piece of a parameter."""
+    for target, sources in weight_map.fused.items():
+        if name.endswith("." + target):
+            return name[: -len(target)] + sources[part]
+    return name
 
 
 def fill_dummy(model: nn.Module, seed: int) -> None:

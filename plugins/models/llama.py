@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from core.batch import ForwardBatch
+from core.errors import ModelError
 from core.interfaces.attention import AttentionSpec
 from core.interfaces.model import ModelContext, WeightMap
 from core.kernels import dispatch
@@ -79,6 +80,11 @@ class LlamaMLP(nn.Module):
     def __init__(self, context: ModelContext, index: int) -> None:
         super().__init__()
         hidden, inner = int(context.config["hidden_size"]), int(context.config["intermediate_size"])
+        activation = context.config.get("hidden_act") or "silu"
+        if activation not in ("silu", "swish"):
+            raise ModelError(
+                f"config.json's hidden_act is {activation!r}; this architecture is served with 'silu' only"
+            )
         bias = bool(context.config.get("mlp_bias", False))
         name = f"model.layers.{index}.mlp"
         self.gate_up_proj = Linear(context, f"{name}.gate_up_proj", hidden, [inner, inner], bias)

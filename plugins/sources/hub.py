@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from pathlib import Path
 
@@ -50,9 +51,17 @@ class HubSource:
                 f"{where} is no folder here, is not in the cache, and the hub cannot be reached"
                 f"{' (offline is set)' if config.offline else ''}; download it first, or give a folder"
             ) from error
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
+        except Exception as error:  # not only OSError: the hub's client has changed its HTTP library, and errors, often
+            number = getattr(error, "errno", None)
+            if number == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
                 raise ModelError(
                     f"the disk is full while downloading {where}; free some space or set download_dir"
                 ) from error
-            raise ModelError(f"{where} could not be downloaded: {error}; try again, or give a folder") from error
+            if number in (errno.EFBIG, errno.EDQUOT):
+                raise ModelError(
+                    f"a limit on files or disk space ({os.strerror(number)}) stopped the download of {where}; "
+                    "raise it, or set download_dir to a place without one"
+                ) from error
+            raise ModelError(
+                f"{where} could not be downloaded ({type(error).__name__}: {error}); try again, or give a folder"
+            ) from error
