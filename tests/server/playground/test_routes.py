@@ -21,7 +21,7 @@ FILES = ("icon.svg", "style.css", "app.js", "api.js", "settings.js", "chat.js", 
 
 def test_the_page_comes_from_the_server_alone(server):
     page = httpx.get(server.url + "/")
-    assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
+    assert page.status_code == 200 and page.headers["content-type"] == "text/html; charset=utf-8"
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy
     for name in FILES:
