@@ -8,6 +8,7 @@ name is used.
 from __future__ import annotations
 
 import importlib
+import re
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ class Registry:
                 module = point.load()
                 _check_module(module, point.name, self.pm)
                 self.pm.register(module, f"{distribution}:{point.name}")
-            except Exception as error:  # a stranger's import may raise anything; the others must still load
+            except (Exception, SystemExit) as error:  # a stranger's import may do anything; the others must load
                 self.broken.append(
                     BrokenPlugin(point.name, distribution, version, _one_line(error), traceback.format_exc())
                 )
@@ -93,6 +94,7 @@ class Registry:
             found: list[Entry] = []
 
             def register(name: str, target: str, *, _kind: str = kind, _found: Any = found, **info: Any) -> None:
+                _check_registered(name, target, info)
                 _found.append(Entry(_kind, name, target, plugin, distribution, version, info))
 
             try:
@@ -114,7 +116,7 @@ class Registry:
         """The one entry meant by `name`. Raises PluginError if there is none, or several and no choice."""
         found = [e for e in self.entries if e.kind == kind and e.name == name]
         if chosen := self._choices.get((kind, name)):
-            found = [e for e in found if e.distribution == chosen]
+            found = [e for e in found if distribution_key(e.distribution) == distribution_key(chosen)]
             if not found:
                 raise PluginError(f"--plugin {kind}:{name}={chosen}: {chosen!r} registers no {kind} {name!r}")
         if len(found) > 1:
@@ -157,6 +159,11 @@ def load_target(entry: Entry) -> Any:
         ) from error
 
 
+def distribution_key(name: str) -> str:
+    """Distributions are the same if these are: My_Plugin and my-plugin."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 def load_registry(config: PluginConfig, hook_modules: Iterable[Any] = (hookspecs,)) -> Registry:
     """All plugins of this environment. `hook_modules`: more hook specs, of the server."""
     return Registry(config, hook_modules)
@@ -173,6 +180,20 @@ def _check_module(module: Any, name: str, pm: pluggy.PluginManager) -> None:
     for attribute, value in vars(module).items():
         if callable(value) and hasattr(value, f"{hookspecs.PROJECT}_impl") and attribute not in hooks:
             raise PluginError(f"plugin {name!r}: {attribute!r} is not a hook{nearest(attribute, hooks)}")
+
+
+def _check_registered(name: object, target: object, info: dict[str, Any]) -> None:
+    if not isinstance(name, str) or not name:
+        raise PluginError(f"register({name!r}, ...): a name is a text")
+    if not isinstance(target, str) or not re.fullmatch(r"[\w.]+:\w+", target):
+        raise PluginError(
+            f"register({name!r}, {target!r}): a target is a text 'module:attribute', imported when chosen"
+        )
+    if not isinstance(info.get("rank", 0), int | float):
+        raise PluginError(f"register({name!r}, ...): rank={info['rank']!r} is not a number")
+    markers = info.get("markers", ())
+    if not isinstance(markers, tuple | list) or not all(isinstance(m, str) for m in markers):
+        raise PluginError(f"register({name!r}, ...): markers={markers!r} is not a tuple of texts")
 
 
 SERVER_HOOKS = {"register_routes", "register_commands"}

@@ -43,7 +43,7 @@ def cli_page() -> str:
         "| `engine generate PROMPT...` | answer prompts without a server |",
         "| `engine chat` | talk in the terminal, to a local model or `--url` |",
         "| `engine bench latency`, `throughput`, `serve` | measure the engine, or any OpenAI-compatible server |",
-        "| `engine plugins list`, `check DIST` | what is installed, and whether it loads |",
+        "| `engine plugins list`, `check DIST`, `new NAME` | what is installed, what is wrong with it, and a new one |",
         "| `engine doctor [--run]` | what this machine has, and what would be chosen |",
         "",
         "Options are in [config.md](config.md). Dashes and underscores are the same; `--flag`, `--no-flag` and `--flag true`",

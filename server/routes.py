@@ -7,44 +7,14 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterable
-from importlib import metadata
-from typing import Any
 
-import pluggy
 from litestar.handlers import HTTPRouteHandler
 from litestar.handlers.base import BaseRouteHandler
 
 from core.errors import PluginError
-from core.registry import Entry, Registry, load_target
-from server import hookspecs
+from core.registry import Registry, load_target
+from server.route_entries import route_entries
 from server.state import ServerState
-
-KIND = "routes"
-
-
-def route_entries(registry: Registry) -> list[Entry]:
-    """What the loaded plugins registered. Raises PluginError for a hook that fails: its routes would be missed."""
-    hook = getattr(registry.pm.hook, "register_routes", None)
-    if hook is None or not hook.has_spec():
-        try:
-            registry.pm.add_hookspecs(hookspecs)
-        except pluggy.PluginValidationError as error:
-            raise PluginError(f"register_routes takes one argument, `register`: {error}") from None
-    found: list[Entry] = []
-    for hook in sorted(registry.pm.hook.register_routes.get_hookimpls(), key=lambda h: h.plugin_name):
-        distribution, _, plugin = hook.plugin_name.partition(":")
-
-        def register(name: str, target: str, *, _of: tuple[str, str] = (plugin, distribution), **info: Any) -> None:
-            found.append(Entry(KIND, name, target, *_of, _version(_of[1]), info))
-
-        try:
-            hook.function(register)
-        except Exception as error:
-            raise PluginError(
-                f"register_routes of plugin {plugin!r} ({distribution}) failed; mend it, or leave it out with "
-                f"--disable-plugin {plugin}:\n{traceback.format_exc()}"
-            ) from error
-    return found
 
 
 def plugin_routes(registry: Registry, state: ServerState, taken: Iterable[BaseRouteHandler]) -> list[BaseRouteHandler]:
@@ -85,10 +55,3 @@ def plugin_routes(registry: Registry, state: ServerState, taken: Iterable[BaseRo
 def _places(handler: BaseRouteHandler) -> list[tuple[str, str]]:
     methods = handler.http_methods if isinstance(handler, HTTPRouteHandler) else ("GET",)
     return [(str(m), "/" + path.strip("/")) for m in sorted(methods) for path in sorted(handler.paths)]
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "0"

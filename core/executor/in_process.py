@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import logging
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from core.batch import Bitmasks, StepPlan
 from core.config import EngineConfig
 from core.errors import ConfigError, ModelError, nearest
 from core.executor.model_config import eos_token_ids, read_model_config
+from core.executor.model_source import find_model
 from core.interfaces.model import ModelContext
 from core.kernels import dispatch
 from core.registry import Registry
@@ -23,6 +24,8 @@ from core.runner.memory import bytes_per_block, count_blocks
 from core.runner.model_runner import ModelRunner, Ticket
 from core.sampling.rows import SamplingRows
 from core.weights import checkpoint_files, fill_dummy, finish_linears, load_weights
+
+log = logging.getLogger("backplane")
 
 SMALL_MODEL_BYTES = 64 << 20
 """Below it one thread computes a step: its pieces are so short that threads mostly wait for each other, and where the
@@ -51,7 +54,8 @@ class InProcessExecutor:
         self.choices: dict[str, str] = {}
         self.timeline: list[tuple[str, float]] = []
         self._clock = time.perf_counter()
-        folder = self._resolve_source(config, registry)
+        source, folder = find_model(config.model, registry)
+        self.choices["source"] = f"{source} ({config.model.model})"
         self.model_path = str(folder)
         self.model_config = read_model_config(folder, config.model.hf_overrides)
         self._phase("find model")
@@ -133,16 +137,6 @@ class InProcessExecutor:
         self.timeline.append((name, now - self._clock))
         self._clock = now
 
-    def _resolve_source(self, config: EngineConfig, registry: Registry) -> Path:
-        sources = sorted(
-            (registry.get("model_source", name)() for name in registry.names("model_source")), key=lambda s: s.rank
-        )
-        for source in sources:
-            if source.matches(config.model.model):
-                self.choices["source"] = f"{source.name} ({config.model.model})"
-                return Path(source.resolve(config.model))
-        raise ModelError(f"no source knows model {config.model.model!r}; give a folder, a Hugging Face name, or 'demo'")
-
     def _device(self, config: EngineConfig) -> torch.device:
         if config.device.deterministic:
             raise ConfigError("deterministic=True is not there yet: kernels are chosen by the size of the batch")
@@ -200,14 +194,23 @@ class InProcessExecutor:
         if wanted != "auto":
             return registry.get("quantization", wanted)(stored or {})
         assert stored is not None
+        broken = []
         for name in registry.names("quantization"):
-            method = registry.get("quantization", name)
-            if method.matches(stored):
+            registry.entry("quantization", name)  # two that register one name are for the user to choose between
+            try:
+                method = registry.get("quantization", name)
+                fits = method.matches(stored)
+            except Exception as error:  # plugin; nobody chose it, and another may read this checkpoint
+                log.warning("quantization %r is broken and left out: %s: %s", name, type(error).__name__, error)
+                broken.append(name)
+                continue
+            if fits:
                 self.choices["quantization"] = f"{name} (config.json)"
                 return method(stored)
         raise ModelError(
             f"the checkpoint is quantized with {stored.get('quant_method')!r}, and no plugin reads that "
             f"({', '.join(registry.names('quantization')) or 'none is installed'})"
+            + (f"; left out as broken: {', '.join(broken)}" if broken else "")
         )
 
     def _architecture(self, config: EngineConfig, registry: Registry) -> str:

@@ -1,10 +1,30 @@
-"""`engine plugins`: what is installed, and whether it loads."""
+"""`engine plugins`: what is installed, whether it loads, and a new one."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from core.config import option_owners
+from core.hookspecs import KINDS
+from server.cli.options import EngineCommand, click_option
+
+if TYPE_CHECKING:
+    from core.registry import Entry, Registry
+
+SELECTS = {
+    "model_impl": "model",
+    "attention_backend": "attention_backend",
+    "quantization": "quantization",
+    "guided_backend": "guided_backend",
+    "tool_call_parser": "tool_parser",
+    "reasoning_parser": "reasoning_parser",
+    "executor": "executor",
+}
+"""Options that name a plugin -> its kind."""
 
 
 @click.group()
@@ -12,17 +32,58 @@ def plugins() -> None:
     """What is installed."""
 
 
-@plugins.command("list")
+def _with_selection(function: Any) -> Any:
+    """The options of `engine serve` that say which plugins are used."""
+    for name in reversed([*SELECTS, "plugin", "disable_plugin"]):
+        function = click_option(option_owners()[name])(function)
+    return function
+
+
+@plugins.command("list", cls=EngineCommand)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def list_plugins(as_json: bool) -> None:
-    """Every registered name: kind, plugin, distribution, version, state."""
+@_with_selection
+def list_plugins(as_json: bool, plugin: tuple[str, ...], disable_plugin: tuple[str, ...], **selected: Any) -> None:
+    """Every registered name: kind, plugin, distribution, version, state.
+
+    A state is ready, selected (an option given here names it, and it imports) or broken, with the reason.
+    """
     from core.config import PluginConfig
+    from core.errors import PluginError
     from core.registry import load_registry
 
-    registry = load_registry(PluginConfig())
-    counts: dict[tuple[str, str], int] = {}
-    for e in registry.entries:
-        counts[e.kind, e.name] = counts.get((e.kind, e.name), 0) + 1
+    registry = load_registry(PluginConfig(plugin=plugin, disable_plugin=disable_plugin))
+    for option, kind in SELECTS.items():
+        name = selected[option]
+        if name in (None, "auto", "none"):
+            continue
+        entry = registry.entry(kind, name)
+        try:
+            registry.get(kind, name)
+        except PluginError:
+            if entry.state != "broken":
+                raise
+    rows = _rows(registry)
+    for row in rows:
+        if row["state"].startswith("broken"):
+            what = f"{row['kind']} {row['name']}" if row["name"] != "-" else f"plugin {row['plugin']}"
+            click.secho(f"warning: {what} of {row['distribution']} is {row['state']}", fg="yellow", err=True)
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    widths = {k: max(len(k), *(len(r[k]) for r in rows)) for k in rows[0]} if rows else {}
+    for row in [{k: k for k in widths}, *rows]:
+        click.echo("  ".join(row[k].ljust(w) for k, w in widths.items()).rstrip())
+
+
+def _rows(registry: Registry) -> list[dict[str, str]]:
+    from core.errors import PluginError
+    from server.route_entries import route_entries
+
+    entries: list[Entry] = list(registry.entries)
+    try:
+        entries += route_entries(registry)
+    except PluginError as error:
+        click.secho(f"warning: {error}", fg="yellow", err=True)
     rows = [
         {
             "kind": e.kind,
@@ -30,11 +91,11 @@ def list_plugins(as_json: bool) -> None:
             "plugin": e.plugin,
             "distribution": e.distribution,
             "version": e.version,
-            "state": "conflict: choose with --plugin" if counts[e.kind, e.name] > 1 else e.state,
+            "state": _state(e, registry),
         }
-        for e in registry.entries
+        for e in entries
     ]
-    rows += [
+    return rows + [
         {
             "kind": "-",
             "name": "-",
@@ -45,36 +106,50 @@ def list_plugins(as_json: bool) -> None:
         }
         for b in registry.broken
     ]
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
-    widths = {k: max(len(k), *(len(r[k]) for r in rows)) for k in rows[0]} if rows else {}
-    for row in [{k: k for k in widths}, *rows]:
-        click.echo("  ".join(row[k].ljust(w) for k, w in widths.items()).rstrip())
+
+
+def _state(entry: Entry, registry: Registry) -> str:
+    from core.errors import PluginError
+
+    if entry.state == "broken":
+        return f"broken: {entry.error}"
+    if entry.kind in KINDS:
+        try:
+            meant = registry.entry(entry.kind, entry.name)
+        except PluginError:
+            return f"conflict: choose with --plugin {entry.kind}:{entry.name}={entry.distribution}"
+        if meant is not entry:
+            return f"left out: --plugin chooses {meant.distribution}"
+    return entry.state
 
 
 @plugins.command()
 @click.argument("distribution")
 def check(distribution: str) -> None:
-    """Import everything that DISTRIBUTION registers."""
-    from core.config import PluginConfig
-    from core.errors import PluginError
-    from core.registry import load_registry, load_target
+    """Check everything that DISTRIBUTION registers: it loads, hooks are spelled right, targets have what they need."""
+    from server.cli.check_plugin import check_distribution
 
-    registry = load_registry(PluginConfig())
-    found = [e for e in registry.entries if e.distribution == distribution]
-    broken = [b for b in registry.broken if b.distribution == distribution]
-    if not found and not broken:
-        raise click.UsageError(f"distribution {distribution!r} registers no plugin; is it installed here?")
-    failed = bool(broken)
-    for b in broken:
-        click.echo(f"broken  {b.plugin}: {b.error}\n{b.trace}")
-    for entry in found:
-        try:
-            load_target(entry)
-            click.echo(f"ok      {entry.kind} {entry.name}")
-        except PluginError as error:
-            failed = True
-            click.echo(f"broken  {error}")
-    if failed:
+    colours = {"ok": "green", "warning": "yellow", "broken": "red"}
+    counts = dict.fromkeys(colours, 0)
+    for verdict, text in check_distribution(distribution):
+        counts[verdict] += 1
+        click.echo(f"{click.style(verdict.ljust(8), fg=colours[verdict])} {text}")
+    click.echo(f"{distribution}: {', '.join(f'{n} {verdict}' for verdict, n in counts.items())}")
+    if counts["broken"]:
         raise SystemExit(1)
+
+
+@plugins.command()
+@click.argument("name")
+@click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="What the plugin gives.")
+@click.option(
+    "--directory", type=click.Path(file_okay=False, path_type=Path), default=".", help="Where its folder is made."
+)
+def new(name: str, kind: str, directory: Path) -> None:
+    """Write the package of a plugin that works, with a test that holds it to its contract."""
+    from server.cli.new_plugin import write_plugin
+
+    folder = write_plugin(name, kind, directory)
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        click.echo(path)
+    click.echo(f'\nnext: cd {folder} && pip install -e ".[test]" && pytest && engine plugins check {name}')
