@@ -41,7 +41,7 @@ class StepPlan:
     num_computed: np.ndarray
     """int32 [R]: tokens whose keys and values are in the cache before the step"""
     samples: np.ndarray
-    """bool [R]: the request's last known token is in this step, so a new one is sampled"""
+    """bool [R]: the request's last known token is in this step, so a new one is sampled; never of rows that pool"""
     new_rows: Sequence[NewRow] = ()
     block_updates: np.ndarray = field(default_factory=lambda: np.empty((0, 3), np.int32))
     """int32 [k, 3]: (row, index in the row's block table, block)"""
@@ -86,6 +86,8 @@ class StepResult:
     """row -> this chunk's prompt positions, for rows that asked (the first prompt token has none)"""
     errors: dict[int, str] = field(default_factory=dict)
     """row -> why its sampling failed (non-finite logits); the token of such a row means nothing"""
+    embeddings: dict[int, np.ndarray] = field(default_factory=dict)
+    """row -> float32 [hidden], for rows that pool and whose prompt ended with this step"""
 
 
 @dataclass(slots=True)

@@ -8,10 +8,30 @@ from typing import Any
 from core.config import EngineConfig
 from core.engine.async_engine import AsyncEngine, Prompt
 from core.engine.engine import Engine
-from core.outputs import RequestOutput
+from core.errors import RequestError
+from core.outputs import EmbeddingRequestOutput, RequestOutput
 from core.sampling_params import SamplingParams
 
-LLM = Engine
+
+class LLM(Engine):
+    """Engine, with the two names of vLLM that it does not have itself."""
+
+    def encode(self, prompts: Any, *, pooling_task: str = "embed", **options: Any) -> list[EmbeddingRequestOutput]:
+        """`embed`. Outputs have their vector as `.outputs.data`."""
+        _check_task(pooling_task)
+        return self.embed(prompts, **options)
+
+    def score(self, first: Any, second: Any, **options: Any) -> list[float]:
+        """Cosine similarity of the embeddings of texts, pair by pair; one `first` is paired with every `second`."""
+        a, b = self.embed(first, **options), self.embed(second, **options)
+        if len(a) not in (1, len(b)):
+            raise RequestError(f"{len(a)} texts cannot be paired with {len(b)}; give one, or as many")
+        return [float(x.outputs.vector @ y.outputs.vector) for x, y in zip(a * (len(b) // len(a)), b, strict=True)]
+
+
+def _check_task(task: str) -> None:
+    if task != "embed":
+        raise RequestError(f"pooling_task={task!r} is not served; decoders give one vector a text ('embed')")
 
 
 class AsyncEngineArgs:
@@ -36,11 +56,22 @@ class AsyncLLMEngine:
         self, prompt: Prompt, sampling_params: SamplingParams, request_id: str, **options: Any
     ) -> AsyncIterator[RequestOutput]:
         """Yield the whole output so far, again and again, as vLLM does."""
+        await self._start()
+        async for output in self.engine.generate(prompt, sampling_params, request_id, **options):
+            yield output
+
+    async def encode(
+        self, prompt: Prompt, request_id: str | None = None, *, pooling_task: str = "embed", **options: Any
+    ) -> EmbeddingRequestOutput:
+        """The vector of one prompt, as `.outputs.data`."""
+        _check_task(pooling_task)
+        await self._start()
+        return await self.engine.embed(prompt, request_id, **options)
+
+    async def _start(self) -> None:
         if not self._started:
             self._started = True
             await self.engine.start()
-        async for output in self.engine.generate(prompt, sampling_params, request_id, **options):
-            yield output
 
     async def abort(self, request_id: str) -> None:
         await self.engine.abort(request_id)

@@ -50,6 +50,8 @@ class ModelConfig:
     """Precision of weights and activations; `auto`: the checkpoint's on a GPU, float32 on a CPU."""
     max_model_len: int | None = None
     """Most tokens of one request, prompt and output together; unset: what the model was made for."""
+    pooling_type: Literal["auto", "last", "mean"] = "auto"
+    """How a prompt's hidden states become its embedding; `auto`: what the model's 1_Pooling/config.json says, else `last`."""
     chat_template: str | None = None
     """A Jinja chat template, or the path of one; unset: the model's own."""
     trust_remote_code: bool = False

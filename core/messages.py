@@ -27,6 +27,8 @@ class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defau
     stream: bool = False
     cache_salt: str = ""
     bad_words_ids: list[list[int]] = []
+    pooling: str | None = None
+    """No output is generated: the prompt's hidden states become one vector, by this rule (core/pooling.py)."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
@@ -69,6 +71,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     param: str | None = None
     token_ids: bytes | None = None
     """All output, int32, of a sequence that did not stream."""
+    embedding: bytes | None = None
+    """float32, as the model gave it, of a sequence with `pooling`."""
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int = 0

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np  # a type only: this module is light to import
 
 
 @dataclass(slots=True)
@@ -31,6 +35,37 @@ class CompletionOutput:
     logprobs: list[list[TokenLogprob]] | None = None
     """Per new position: the chosen token first, then the likeliest ones."""
     error: str | None = None
+
+
+@dataclass(slots=True)
+class EmbeddingOutput:
+    vector: np.ndarray
+    """float32 [dimensions]"""
+
+    @property
+    def embedding(self) -> list[float]:
+        return self.vector.tolist()  # type: ignore[no-any-return]
+
+    @property
+    def data(self) -> np.ndarray:
+        """vLLM's name for it, of `LLM.encode`."""
+        return self.vector
+
+    @property
+    def hidden_size(self) -> int:
+        return len(self.vector)
+
+
+@dataclass(slots=True)
+class EmbeddingRequestOutput:
+    """The vector of one prompt."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: EmbeddingOutput
+    num_cached_tokens: int = 0
+    finished: bool = True
 
 
 @dataclass(slots=True)

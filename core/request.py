@@ -65,5 +65,9 @@ class Request:
     error: str | None = None
     guided: bool = False
     bad_words_ids: list[list[int]] = field(default_factory=list)
+    pooling: str | None = None
+    """The rule by which the prompt's hidden states become `embedding`; nothing is sampled. None: a generation."""
+    embedding: np.ndarray | None = None
+    """float32 [hidden]"""
     block_hashes: list[bytes] = field(default_factory=list)
     """Chained hashes of the full blocks so far (prefix cache)."""

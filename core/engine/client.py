@@ -11,6 +11,7 @@ from core.engine.input_processor import InputProcessor
 from core.engine.output_processor import OutputProcessor
 from core.errors import RequestError
 from core.messages import EngineReady
+from core.pooling import pooling_type
 from core.text.chat_template import ChatTemplate
 from core.text.tokenizer import Tokenizer
 
@@ -23,6 +24,7 @@ class ClientSide:
         )
         self.inputs = InputProcessor(ready, self.tokenizer, model.seed)
         self.outputs = OutputProcessor(self.tokenizer)
+        self.pooling_type = pooling_type(model.pooling_type, ready.model_path)
         self.chat_template = self._load_template(model.chat_template)
 
     def _load_template(self, given: str | None) -> ChatTemplate | None:

@@ -14,8 +14,8 @@ from core.engine.input_processor import Prompt
 from core.engine.loop import EngineLoop
 from core.engine.output_processor import Group, OutputKind
 from core.errors import EngineDeadError, RequestError
-from core.messages import Abort, EngineStats, FromEngine, StepOutput
-from core.outputs import RequestOutput
+from core.messages import Abort, AddRequest, EngineStats, FromEngine, StepOutput
+from core.outputs import EmbeddingRequestOutput, RequestOutput
 from core.sampling_params import SamplingParams
 
 logger = logging.getLogger("backplane")
@@ -65,12 +65,7 @@ class Engine:
         wishes = self._params(params, len(batch))
         with self._lock:
             groups = self._add_all(batch, wishes, "final", priority)
-            try:
-                self._run(groups, use_tqdm and len(groups) > 1 and sys.stderr.isatty())
-            except BaseException:
-                for group in groups:
-                    self._drop(group)
-                raise
+            self._finish(groups, use_tqdm)
             return [self._result(g) for g in groups]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[RequestOutput]:
@@ -110,6 +105,32 @@ class Engine:
             text = self._client.render_chat(conversation, tools, **template_options)
             prompts.append({"prompt": text, "prompt_token_ids": self._client.inputs.tokenizer.encode(text, False)})  # type: ignore[union-attr]
         return self.generate(prompts, params, use_tqdm=use_tqdm, stream=stream)
+
+    def embed(
+        self,
+        prompts: Any,
+        *,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        use_tqdm: bool = True,
+        priority: int = 0,
+    ) -> list[EmbeddingRequestOutput]:
+        """One prompt or a list of them -> their vectors in the same order, by the engine's `pooling_type`.
+
+        dimensions: the first so many numbers alone. Raises RequestError, before anything runs, if a prompt is wrong.
+        """
+        with self._lock:
+            if self._closed:
+                raise EngineDeadError("the engine was shut down")
+            made = []
+            for prompt in _as_batch(prompts):
+                text, ids = self._client.inputs.split(prompt)
+                rule = self._client.pooling_type
+                request = self._client.inputs.make_pooling(ids, rule, None, priority=priority, cache_salt="")
+                made.append((text, ids, request))
+            groups = self._start(made, "final")
+            self._finish(groups, use_tqdm)
+            return [self._client.outputs.build_embedding(g, dimensions, normalize) for g in groups]
 
     def stats(self) -> EngineStats:
         return self._loop.scheduler.stats()
@@ -153,11 +174,22 @@ class Engine:
             made.append(
                 (text, ids, self._client.inputs.make(ids, wish, None, priority=priority, cache_salt="", stream=stream))
             )
+        return self._start(made, kind)
+
+    def _start(self, made: list[tuple[str | None, list[int], AddRequest]], kind: OutputKind) -> list[Group]:
         groups = []
         for text, ids, request in made:
             groups.append(self._client.outputs.add(request, text, ids, kind, lambda: None))
             self._loop.handle(request)
         return groups
+
+    def _finish(self, groups: list[Group], use_tqdm: bool) -> None:
+        try:
+            self._run(groups, use_tqdm and len(groups) > 1 and sys.stderr.isatty())
+        except BaseException:
+            for group in groups:
+                self._drop(group)
+            raise
 
     def _run(self, groups: list[Group], show_progress: bool) -> None:
         if not show_progress:

@@ -103,6 +103,30 @@ class InputProcessor:
             bad_words_ids=self._bad_words(params),
         )
 
+    def make_pooling(
+        self, prompt_ids: list[int], pooling: str, request_id: str | None, *, priority: int, cache_salt: str
+    ) -> AddRequest:
+        """A request whose answer is one vector. The prompt may fill the model: nothing comes after it."""
+        length = self.ready.max_model_len
+        if not prompt_ids:
+            raise RequestError("the prompt is empty; give at least one token", param="prompt")
+        if len(prompt_ids) > length:
+            raise RequestError(
+                f"the prompt has {len(prompt_ids)} tokens, and the model takes {length}; shorten it or raise max_model_len",
+                param="prompt",
+            )
+        return AddRequest(
+            handles=[next(self._handles)],
+            request_id=request_id if request_id is not None else f"request-{next(self._ids)}",
+            prompt=np.array(prompt_ids, np.int32).tobytes(),
+            params=SamplingParams(max_tokens=None, temperature=0, detokenize=False),
+            seeds=[0],
+            arrival_time_s=time.monotonic(),
+            priority=priority,
+            cache_salt=cache_salt,
+            pooling=pooling,
+        )
+
     def _seeds(self, params: SamplingParams, count: int) -> list[int]:
         if params.seed is None:
             return np.frombuffer(os.urandom(8 * count), np.int64).tolist()

@@ -111,6 +111,8 @@ class EngineLoop:
                 handle=handle,
                 request_id=message.request_id,
                 prompt_token_ids=prompt,
+        if message.pooling is not None:
+            total = len(prompt) + 1  # the scheduler's rows want room after the prompt; nothing is put there
                 params=params,
                 arrival_time_s=message.arrival_time_s,
                 max_total_tokens=total,
@@ -129,6 +131,7 @@ class EngineLoop:
                 self._admit(request)
             parent = parent or request
 
+                pooling=message.pooling,
     def _admit(self, request: Request) -> None:
         try:
             self.scheduler.add(request)
@@ -295,3 +298,4 @@ def _finished(request: Request) -> Finished:
         first_token_time_s=request.first_token_time_s,
         finish_time_s=request.finish_time_s,
     )
+        embedding=None if request.embedding is None or request.error else request.embedding.tobytes(),

@@ -12,9 +12,17 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from core.errors import QueueFullError, RequestError
+from core.errors import BackplaneError, EngineDeadError, QueueFullError, RequestAbortedError, RequestError
 from core.messages import AddRequest, EngineStats, Finished, Logprobs, StepOutput
-from core.outputs import CompletionOutput, RequestMetrics, RequestOutput, TokenLogprob
+from core.outputs import (
+    CompletionOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    RequestMetrics,
+    RequestOutput,
+    TokenLogprob,
+)
+from core.pooling import finish
 from core.text.detokenizer import Detokenizer
 from core.text.tokenizer import Tokenizer
 
@@ -69,8 +77,10 @@ class Group:
     notify: Callable[[], None]
     prompt_logprobs: list[Logprobs | None] | None = None
     finished: list[Finished] = field(default_factory=list)
-    failure: RequestError | None = None
-    """The engine refused the request."""
+    failure: BackplaneError | None = None
+    """The engine refused the request, or is gone."""
+    embedding: np.ndarray | None = None
+    """float32 [hidden], of a request that pools."""
 
     @property
     def done(self) -> bool:
@@ -178,6 +188,8 @@ class OutputProcessor:
                 sequence.text = self.tokenizer.decode(ids, params.skip_special_tokens)
         elif sequence.detokenizer is not None:
             sequence.text += sequence.detokenizer.finish()
+        if finished.embedding is not None:
+            group.embedding = np.frombuffer(finished.embedding, np.float32)
         sequence.error = finished.error
         if finished.reason == "error" and not finished.num_prompt_tokens:
             kind = QueueFullError if finished.stop_reason == "QueueFullError" else RequestError
@@ -244,6 +256,24 @@ class OutputProcessor:
     # ---- building outputs
 
     def take(self, group: Group) -> RequestOutput | None:
+    def build_embedding(self, group: Group, dimensions: int | None, normalize: bool) -> EmbeddingRequestOutput:
+        """The vector of a request that pools. Raises what it ended with instead."""
+        if group.failure is not None:
+            raise group.failure
+        (sequence,) = group.sequences
+        if group.embedding is None:
+            if sequence.finish_reason == "error":
+                raise BackplaneError(sequence.error or "the engine could not finish this request")
+            raise RequestAbortedError("the request was aborted before it was done")
+        vector = finish(group.embedding, dimensions, normalize)
+        return EmbeddingRequestOutput(
+            group.request.request_id,
+            group.prompt,
+            group.prompt_ids,
+            EmbeddingOutput(vector),
+            group.finished[0].num_cached_tokens,
+        )
+
         """What there is to show now, or None."""
         if group.kind == "delta" and group.request.params.num_sequences == group.request.params.n:
             return self._delta(group)

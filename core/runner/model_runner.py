@@ -12,8 +12,10 @@ from core.batch import Bitmasks, StepPlan, StepResult
 from core.interfaces.attention import AttentionBackend
 from core.interfaces.model import Model
 from core.kernels import dispatch
+from core.kernels.launch import fixed_order
 from core.messages import Logprobs
 from core.runner.input_batch import InputBatch
+from core.runner.pooling import Pooler
 from core.sampling.logprobs import gather_logprobs, to_message
 from core.sampling.rows import Needs, SamplingRows
 from core.sampling.sampler import Sampler
@@ -40,6 +42,8 @@ class Ticket:
         else:
             self._tensors = tensors
         self.prompt_logprobs: dict[int, list[Logprobs]] = {}
+        self.pooled_rows: list[int] = []
+        """Whose vectors are in the tensor "pooled"."""
 
     def result(self) -> StepResult:
         if self._event is not None:
@@ -50,6 +54,13 @@ class Ticket:
         errors = {}
         if not finite.all():
             errors = {int(rows[i]): "the model gave no finite logits for this sequence" for i in np.nonzero(~finite)[0]}
+        embeddings = {}
+        for row, vector in zip(
+            self.pooled_rows, self._tensors["pooled"].numpy() if self.pooled_rows else (), strict=True
+        ):
+            embeddings[row] = vector
+            if not np.isfinite(vector).all():
+                errors[row] = "the model gave no finite hidden states for this sequence"
         logprobs = {}
         if self._asked:
             ids, values, ranks = (self._tensors[k].tolist() for k in ("ids", "values", "ranks"))
@@ -57,16 +68,25 @@ class Ticket:
                 request = self._requests[i]
                 assert request is not None
                 logprobs[int(rows[i])] = to_message(ids[j], values[j], ranks[j], request.params.logprobs or 0)
-        return StepResult(tokens, logprobs, self.prompt_logprobs, errors)
+        return StepResult(tokens, logprobs, self.prompt_logprobs, errors, embeddings)
 
 
 class ModelRunner:
     def __init__(
-        self, model: Model, backend: AttentionBackend, caches: list, batch: InputBatch, sampling: SamplingRows
+        self,
+        model: Model,
+        backend: AttentionBackend,
+        caches: list,
+        batch: InputBatch,
+        sampling: SamplingRows,
+        fixed_order: bool = False,
     ) -> None:
+        """fixed_order: the same bits for a request whatever else is in its steps."""
+        self._fixed_order = fixed_order
         self.model, self.backend, self.caches, self.batch, self.sampling = model, backend, caches, batch, sampling
         self.device = batch.device
         self.sampler = Sampler(sampling, batch.token_ids)
+        self.pooler = Pooler(batch)
         self._launched: tuple[StepPlan, torch.Tensor, torch.Tensor | None] | None = None
         """The plan, its hidden states and, if a graph made them, its logits."""
         self.graphs: Any = None
@@ -80,6 +100,12 @@ class ModelRunner:
 
         max_graph_tokens 0: no graphs. -> how many graphs
         """
+        with fixed_order(self._fixed_order):
+            return self._warm_up(max_tokens, max_graph_tokens, shared_prefixes, phase)
+
+    def _warm_up(
+        self, max_tokens: int, max_graph_tokens: int, shared_prefixes: bool, phase: Callable[[str], None]
+    ) -> int:
         from core.kernels.launch import compiling
         from core.runner.graphs import StepGraphs
 
@@ -137,12 +163,20 @@ class ModelRunner:
         sizes = {(most, 0), (min(1024, most), 0)}
         sizes |= {(min(n, longest - 16), 16) for n in (max_tokens, 1024, 40) if longest > 32}
         jobs: list[Callable[[], object]] = [lambda s=s: step(*s) for s in sorted(sizes, reverse=True)]  # type: ignore[misc]
+        if self._fixed_order:
+            # a graph holds the head of few requests only
+            counts = {min(n, self.batch.token_ids.shape[0]) for n in (16, 32, 64, 256, 512)}
+            jobs += [lambda n=n: self.model.logits(step(1, 0).expand(n, -1)) for n in sorted(counts)]  # type: ignore[misc]
         jobs += [lambda w=w: choose(*w) for w in ((True, False), (False, False), (True, True), (False, True))]  # type: ignore[misc]
         return jobs
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan) -> None:
         """Queue the forward pass of a plan."""
+        with fixed_order(self._fixed_order):
+            self._launch(plan)
+
+    def _launch(self, plan: StepPlan) -> None:
         if plan.new_rows:
             self.sampling.enter(plan.new_rows)
         self.batch.apply(plan)
@@ -162,7 +196,7 @@ class ModelRunner:
 
     def _wanted(self, plan: StepPlan) -> torch.Tensor | None:
         """The last tokens of what is sampled; None: all tokens' hidden states are needed."""
-        if plan.num_samples == plan.num_tokens or (self.sampling.needs[plan.rows] & Needs.PROMPT_LOGPROBS).any():
+        if plan.num_samples == plan.num_tokens or (self.sampling.needs[plan.rows] & Needs.ALL_STATES).any():
             return None
         last = np.cumsum(plan.num_scheduled, dtype=np.int64) - 1
         return self.batch.send(last[plan.samples] if plan.samples.any() else last[-1:])
@@ -170,21 +204,42 @@ class ModelRunner:
     @torch.inference_mode()
     def sample(self, masks: Bitmasks | None) -> Ticket:
         """Choose the next tokens of the launched plan; they stand in the rows before this returns to the device."""
+        with fixed_order(self._fixed_order):
+            return self._results(masks)
+
+    def _results(self, masks: Bitmasks | None) -> Ticket:
         assert self._launched is not None, "sample() before launch()"
         plan, hidden, ready = self._launched
         self._launched = None
         ends = np.cumsum(plan.num_scheduled, dtype=np.int64)
         needs = self.sampling.needs[plan.rows]
-        prompt_logprobs = {}
-        if (needs & Needs.PROMPT_LOGPROBS).any():
-            prompt_logprobs = self._prompt_logprobs(plan, hidden, ends)
+        tensors, asked = self._sample(plan, hidden, ready, ends, needs, masks)
+        if not (needs & Needs.ALL_STATES).any():
+            return Ticket(self, plan, tensors, asked)
+        pools = np.nonzero(needs & Needs.POOLING)[0].tolist()
+        requests = [(i, r) for i in pools if (r := self.sampling.requests[int(plan.rows[i])]) is not None]
+        pooled_rows, vectors = self.pooler.pool(plan, hidden, ends, requests)
+        if vectors is not None:
+            tensors["pooled"] = vectors
+        ticket = Ticket(self, plan, tensors, asked)
+        ticket.pooled_rows = pooled_rows
+        ticket.prompt_logprobs = self._prompt_logprobs(plan, hidden, ends)
+        return ticket
+
+    def _sample(
+        self,
+        plan: StepPlan,
+        hidden: torch.Tensor,
+        ready: torch.Tensor | None,
+        ends: np.ndarray,
+        needs: np.ndarray,
+        masks: Bitmasks | None,
+    ) -> tuple[dict[str, torch.Tensor], list[int]]:
+        """-> the Ticket's tensors, and which of the sampled rows asked for log probabilities. ready: logits of all rows"""
         sampled = plan.samples
         rows = plan.rows[sampled].astype(np.int64)
         if len(rows) == 0:
-            empty = {"tokens": torch.empty(0, dtype=torch.int64), "finite": torch.empty(0, dtype=torch.bool)}
-            ticket = Ticket(self, plan, empty, [])
-            ticket.prompt_logprobs = prompt_logprobs
-            return ticket
+            return {"tokens": torch.empty(0, dtype=torch.int64), "finite": torch.empty(0, dtype=torch.bool)}, []
         positions = (plan.num_computed + plan.num_scheduled)[sampled]
         if len(rows) != hidden.shape[0]:
             last = self.batch.send(ends[sampled] - 1)
@@ -193,9 +248,7 @@ class ModelRunner:
         logits = self.model.logits(hidden) if ready is None else ready
         plain = not (needs[sampled] & (Needs.EDITS | Needs.PENALTIES | Needs.LOGPROBS)).any()
         if plain and dispatch.on_gpu(logits):
-            ticket = Ticket(self, plan, self._sample_plain(logits, rows, positions, needs[sampled], masks), [])
-            ticket.prompt_logprobs = prompt_logprobs
-            return ticket
+            return self._sample_plain(logits, rows, positions, needs[sampled], masks), []
         rows_device = self.batch.send(rows)
         logits = logits.float()
         finite = logits.amax(-1).isfinite()
@@ -209,9 +262,7 @@ class ModelRunner:
             most = max(p.logprobs or 0 for p in params)
             chosen = tokens.index_select(0, self.batch.send(asked))
             tensors["ids"], tensors["values"], tensors["ranks"] = gather_logprobs(raw, chosen, most)
-        ticket = Ticket(self, plan, tensors, asked.tolist())
-        ticket.prompt_logprobs = prompt_logprobs
-        return ticket
+        return tensors, asked.tolist()
 
     def _sample_plain(
         self, logits: torch.Tensor, rows: np.ndarray, positions: np.ndarray, needs: np.ndarray, masks: Bitmasks | None

@@ -23,6 +23,9 @@ class Needs(enum.IntFlag):
     EDITS = 16
     """logit_bias, bad_words or min_tokens"""
     PROMPT_LOGPROBS = 32
+    POOLING = 64
+    ALL_STATES = PROMPT_LOGPROBS | POOLING
+    """Hidden states of all tokens, not of the last alone."""
 
 
 class SamplingRows:
@@ -72,4 +75,6 @@ class SamplingRows:
             needs |= Needs.EDITS
         if p.prompt_logprobs is not None:
             needs |= Needs.PROMPT_LOGPROBS
+        if request.pooling is not None:
+            needs = Needs.POOLING
         self.needs[row] = int(needs)

@@ -31,6 +31,9 @@ class Rows:
         self.prompt_len = np.zeros(num_rows, np.int32)
         self.max_total = np.zeros(num_rows, np.int32)
         self.stream = np.zeros(num_rows, bool)
+        self.pools = np.zeros(num_rows, bool)
+        self.num_pooling = 0
+        """Running rows that pool: their last token samples nothing."""
         self._order: np.ndarray | None = None
         self._flat_tokens = self.token_ids.reshape(-1)
         # how many rows stop at an id with these low bits
@@ -55,6 +58,8 @@ class Rows:
         self.prompt_len[row] = len(request.prompt_token_ids)
         self.max_total[row] = request.max_total_tokens
         self.stream[row] = request.stream
+        self.pools[row] = request.pooling is not None
+        self.num_pooling += int(self.pools[row])
         for token in request.stop_token_ids:
             self._stops[token % STOP_FILTER_SIZE] += 1
         self.running.append(row)
@@ -68,6 +73,7 @@ class Rows:
         request.output_token_ids = self.token_ids[row, self.prompt_len[row] : self.known[row]].tolist()
         for token in request.stop_token_ids:
             self._stops[token % STOP_FILTER_SIZE] -= 1
+        self.num_pooling -= int(self.pools[row])
         self.request_of[row] = None
         self.handle_of[row] = -1
         self.epoch[row] += 1

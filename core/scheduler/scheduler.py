@@ -82,9 +82,10 @@ class Scheduler:
         """Queue a request. Raises RequestError if it can never run, QueueFullError if too many wait."""
         num_prompt = len(request.prompt_token_ids)
         limit = self.pool.num_blocks * self.block_size
-        if request.max_total_tokens > limit:
+        needed = num_prompt if request.pooling else request.max_total_tokens
+        if needed > limit:
             raise RequestError(
-                f"the request may need {request.max_total_tokens} tokens of KV cache and there are {limit}; "
+                f"the request may need {needed} tokens of KV cache and there are {limit}; "
                 "lower max_tokens, shorten the prompt, or give the engine more cache",
                 param="max_tokens",
             )
@@ -171,6 +172,8 @@ class Scheduler:
         computed, tokens = state.num_computed.take(rows), state.num_tokens.take(rows)
         after = computed + counts
         samples = after == tokens
+        if state.num_pooling:
+            samples &= ~state.pools.take(rows)
         state.num_computed[rows] = after
         state.num_tokens[rows] = tokens + samples
         if chunked:
@@ -221,7 +224,8 @@ class Scheduler:
         budget -= len(rows)
         prefills: list[int] = []
         chunks: list[int] = []
-        for row, left in zip(running[~single].tolist(), remaining[~single].tolist(), strict=True):
+        many = remaining > 1  # a row whose vector is on its way has nothing left
+        for row, left in zip(running[many].tolist(), remaining[many].tolist(), strict=True):
             chunk = self._chunk(left, budget)
             if chunk <= 0:
                 break
@@ -355,7 +359,8 @@ class Scheduler:
             blocks = self.blocks_of[parent.row]
             if self.rows.num_computed[parent.row] >= len(tokens):
                 return blocks[:num], blocks[num]
-        if not self.blocks.prefix_caching or request.params.prompt_logprobs is not None:
+        all_wanted = request.params.prompt_logprobs is not None or request.pooling == "mean"
+        if not self.blocks.prefix_caching or all_wanted:
             return [], None
         return self.blocks.match(request, tokens), None
 
@@ -412,9 +417,11 @@ class Scheduler:
             assert request is not None
             if self._finish_reason(request, int(tokens[i]), int(position[i]) + 1):
                 finished.append(request)
+        if result.embeddings:
+            finished += self._finish_pooled(plan, result)
         for row, message in result.errors.items():
             request = self.request_of[row]
-            if request is not None and row in rows:
+            if request is not None and (row in rows or request.embedding is not None):
                 request.finish_reason, request.error = "error", message
                 if request not in finished:
                     finished.append(request)
@@ -422,6 +429,17 @@ class Scheduler:
             self._leave(request)
             self._end(request)
         return StepUpdate(handles, streamed_tokens, finished, first_tokens)
+
+    def _finish_pooled(self, plan: StepPlan, result: StepResult) -> list[Request]:
+        """Requests whose vector came, unless they left their row since the plan was made."""
+        finished = []
+        current = self.current_handles(plan)
+        for row, vector in result.embeddings.items():
+            request = self.request_of[row] if row in current else None
+            if request is not None:
+                request.embedding, request.finish_reason = vector, "stop"
+                finished.append(request)
+        return finished
 
     def _finish_reason(self, request: Request, token: int, known: int) -> bool:
         early = known - len(request.prompt_token_ids) <= request.params.min_tokens

@@ -21,6 +21,7 @@ ALIASES: dict[str, str] = {
 VALUES: dict[str, dict[str, str]] = {
     "dtype": {"half": "float16", "float": "float32", "fp16": "float16", "bf16": "bfloat16"},
     "load-format": {"pt": "auto"},
+    "pooling-type": {"LAST": "last", "MEAN": "mean"},
     "kv-cache-dtype": {"fp16": "float16", "bf16": "bfloat16"},
 }
 """Option -> other spellings of its values."""
@@ -35,6 +36,9 @@ WITHOUT_EFFECT: dict[str, str] = {
     "disable-frontend-multiprocessing": "the engine always has a process of its own",
     "swap-space": "preempted requests are computed again; nothing is swapped",
     "cpu-offload-gb": "weights are not offloaded",
+    "task": "a model generates and embeds at once",
+    "runner": "a model generates and embeds at once",
+    "convert": "a model generates and embeds at once",
     "worker-use-ray": "there is one worker",
     "use-tqdm-on-load": "loading shows no bar in a pipe",
 }
