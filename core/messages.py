@@ -102,6 +102,27 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     last_step_time_s: float = 0.0
     """time.monotonic() of the last finished step."""
 
+    def after(self, past: EngineStats) -> EngineStats:
+        """These, counted on from `past`: those of an engine that this one took the place of."""
+        counted = {name: getattr(self, name) + getattr(past, name) for name in _COUNTERS}
+        return msgspec.structs.replace(self, **counted)
+
+    def at_rest(self) -> EngineStats:
+        """The same counters with nothing running: what is left of an engine that is gone."""
+        return msgspec.structs.replace(
+            self, num_running=0, num_waiting=0, num_swapped=0, num_free_blocks=self.num_blocks
+        )
+
+
+_COUNTERS = (
+    "prefix_cache_queries",
+    "prefix_cache_hits",
+    "num_preemptions",
+    "prompt_tokens",
+    "generation_tokens",
+    "num_steps",
+)
+
 
 class RunningRow(msgspec.Struct, frozen=True, array_like=True):
     """How far one running sequence is, in tokens. Says nothing of what it is about."""

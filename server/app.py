@@ -17,7 +17,7 @@ from server import admin, errors, openapi, tracing
 from server.auth import Connection, Gate
 from server.config import ServerConfig
 from server.errors import ApiError, encode
-from server.limits import Limits, leaving
+from server.limits import Limits, counting
 from server.metrics import CONTENT_TYPE
 from server.openai.chat import Parsers, chat_completions
 from server.openai.completions import completions
@@ -49,10 +49,10 @@ def check_health(state: ServerState) -> None:
     """Raises ApiError 503 when no answer can be expected."""
     if state.engine.errored:
         raise ApiError(f"the engine is dead: {state.engine.errored}", status=503, code="engine_dead")
-    stalled_s = state.progress.stalled_s(state.in_flight, state.engine.last_stats)
+    stalled_s = state.progress.stalled_s()
     if stalled_s is not None:
         raise ApiError(
-            f"the engine has {state.in_flight} requests and finished no step for {stalled_s:.0f} s",
+            f"the engine has {state.engine.num_requests} requests and finished no step for {stalled_s:.0f} s",
             status=503,
             code="engine_stalled",
         )
@@ -176,7 +176,7 @@ def create_app(engine: AsyncEngine, options: ServerConfig | None = None) -> Lite
     return Litestar(
         route_handlers=handlers,
         guards=[note_begin, gate, Limits(options)],
-        middleware=[leaving],
+        middleware=[counting(server)],
         before_send=[before_send],
         exception_handlers={Exception: errors.handle, HTTPException: errors.handle},
         request_max_body_size=options.max_body_bytes,

@@ -66,6 +66,8 @@ class ServerConfig:
     """Certificates (PEM) of which one must have signed the client's; a client without such a certificate is refused."""
     max_body_bytes: int = 32 * 1024 * 1024
     """Largest request body; a larger one is refused (HTTP 413)."""
+    head_timeout_s: float = 20.0
+    """Seconds within which a request's head must have arrived, or its connection closes."""
     body_timeout_s: float = 60.0
     """Seconds within which a request's body must have arrived."""
     playground: bool = True
@@ -84,6 +86,8 @@ class ServerConfig:
     """Seconds that running requests get to finish after SIGTERM; a second signal stops at once."""
     keep_alive_timeout_s: int = 75
     """Seconds that an idle connection stays open."""
+    restart_engine: bool = False
+    """Start the engine process again when it dies; requests in flight end with an error, new ones get 503 meanwhile."""
     health_stall_s: float = 120.0
     """Seconds without a finished step, while requests run, after which /health turns to 503."""
     enable_auto_tool_choice: bool = True
@@ -101,6 +105,7 @@ class ServerConfig:
         _require(0 <= self.port < 65536, f"port={self.port} must be from 0 to 65535")
         _require(self.max_body_bytes > 0, f"max_body_bytes={self.max_body_bytes} must be positive")
         _require(self.drain_timeout_s >= 0, f"drain_timeout_s={self.drain_timeout_s} must be 0 or positive")
+        _require(self.head_timeout_s > 0, f"head_timeout_s={self.head_timeout_s} must be positive")
         _require(1 <= self.max_n <= MAX_N, f"max_n={self.max_n} must be from 1 to {MAX_N}")
         _require(self.max_prompts >= 1, f"max_prompts={self.max_prompts} must be positive")
         _require(

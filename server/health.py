@@ -14,11 +14,16 @@ class Progress:
     def __init__(self, stall_s: float) -> None:
         self._stall_s = stall_s
         self._num_steps = -1
+        self._num_requests = 0
         self._last_s = time.monotonic()
 
-    def request_started(self, request: AddRequest) -> None: ...
+    def request_started(self, request: AddRequest) -> None:
+        if not self._num_requests:  # time spent idle is no stall
+            self._last_s = time.monotonic()
+        self._num_requests += 1
 
     def request_finished(self, output: RequestOutput, finished: list[Finished]) -> None:
+        self._num_requests -= 1
         self._last_s = time.monotonic()
 
     def tokens(self, n: int, gap_s: float) -> None:
@@ -29,13 +34,7 @@ class Progress:
             self._num_steps = stats.num_steps
             self._last_s = time.monotonic()
 
-    def work_began(self) -> None:
-        """The first request after idleness: time spent idle is no stall."""
-        self._last_s = time.monotonic()
-
-    def stalled_s(self, in_flight: int, stats: EngineStats | None) -> float | None:
-        """Seconds without progress, once they are too many."""
-        if stats is not None:
-            self.stats(stats)
+    def stalled_s(self) -> float | None:
+        """Seconds without progress, once they are too many. What the engine has done with waits for its client alone."""
         idle_s = time.monotonic() - self._last_s
-        return idle_s if in_flight and idle_s > self._stall_s else None
+        return idle_s if self._num_requests and idle_s > self._stall_s else None

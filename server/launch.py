@@ -15,6 +15,7 @@ import signal
 import socket
 import ssl
 import stat
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,10 +27,16 @@ from core.errors import ConfigError
 from server import logs
 from server.app import create_app
 from server.config import ServerConfig
+from server.connection import connection_class
 from server.state import ServerState
 
 log = logging.getLogger("backplane.server")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+SEND_BUFFER_BYTES = 128 * 1024
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
+"""Between two attempts to start an engine that dies at once; each pause is twice the one before."""
 
 
 class _Asgi(uvicorn.Server):
@@ -47,6 +54,8 @@ def bind(options: ServerConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # inherited by every connection; the kernel would let it grow to megabytes for each client that does not read
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     try:
         sock.bind((options.host, options.port))
     except OSError as error:
@@ -122,20 +131,37 @@ class _Stopper:
     async def drain(self, state: ServerState) -> None:
         """Wait for requests in flight, the drain time, or the second signal."""
         state.draining = True
-        if not state.in_flight:
+        if not state.accepted:
             return
-        log.info("draining: %d requests in flight, at most %g s", state.in_flight, self._options.drain_timeout_s)
+        log.info("draining: %d requests in flight, at most %g s", state.accepted, self._options.drain_timeout_s)
 
         async def emptied() -> None:
-            while state.in_flight:
+            while state.accepted:
                 await asyncio.sleep(0.02)
 
         waits = [asyncio.ensure_future(emptied()), asyncio.ensure_future(self.second.wait())]
         await asyncio.wait(waits, timeout=self._options.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
-        if state.in_flight:
-            log.warning("%d requests did not finish in time and are aborted", state.in_flight)
+        if state.accepted:
+            log.warning("%d requests did not finish in time and are aborted", state.accepted)
+
+
+async def _keep_running(engine: AsyncEngine) -> None:
+    """Start the engine process again whenever it dies. A start that fails is tried again, after longer and longer."""
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        await engine.died.wait()
+        began = time.monotonic()
+        try:
+            await engine.restart()
+        except Exception as error:
+            log.error("the engine could not be started again, next attempt in %g s: %s", pause_s, error)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            continue
+        pause_s = _FIRST_PAUSE_S
+        log.warning("the engine was started again in %.1f s", time.monotonic() - began)
 
 
 async def _serve(engine_config: EngineConfig, options: ServerConfig, sock: socket.socket) -> None:
@@ -144,6 +170,7 @@ async def _serve(engine_config: EngineConfig, options: ServerConfig, sock: socke
     engine = AsyncEngine(engine_config)
     starting = asyncio.ensure_future(engine.start())
     stopping = asyncio.ensure_future(stopper.first.wait())
+    keeping: asyncio.Future[None] | None = None
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -155,6 +182,8 @@ async def _serve(engine_config: EngineConfig, options: ServerConfig, sock: socke
             print(line, flush=True)
         app = create_app(engine, options)
         state: ServerState = app.state.server
+        if options.restart_engine:
+            keeping = asyncio.ensure_future(_keep_running(engine))
         server = _Asgi(_uvicorn_config(app, options))
         serving = asyncio.ensure_future(server.serve(sockets=[sock]))
         while not server.started and not serving.done():
@@ -173,6 +202,9 @@ async def _serve(engine_config: EngineConfig, options: ServerConfig, sock: socke
         await serving
     finally:
         stopping.cancel()
+        if keeping is not None:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
         await engine.shutdown()
         sock.close()
         if options.uds:
@@ -208,7 +240,7 @@ def _uvicorn_config(app: Any, options: ServerConfig) -> uvicorn.Config:
         ws="none",
         server_header=False,
         backlog=4096,
-        h11_max_incomplete_event_size=64 * 1024,
+        http=connection_class(options.head_timeout_s),
     )
 
 

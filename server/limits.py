@@ -16,6 +16,7 @@ from litestar.handlers.base import BaseRouteHandler
 from server.auth import Connection
 from server.config import ServerConfig
 from server.errors import ApiError
+from server.state import ServerState
 
 if TYPE_CHECKING:
     from limits import RateLimitItem
@@ -77,14 +78,25 @@ class Limits:
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
-def leaving(app: App) -> App:
-    """Litestar middleware: however a request ends, streamed or broken off, its caller has one less."""
+def counting(state: ServerState) -> Callable[..., App]:
+    """Litestar middleware: counts requests that ask for work until they end, whole, streamed or broken off."""
 
-    async def middleware(scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await app(scope, receive, send)
-        finally:
-            if (leave := scope.pop(_LEAVE, None)) is not None:
-                leave()
+    def middleware(app: App) -> App:
+        async def asgi(scope: Any, receive: Any, send: Any) -> None:
+            if scope.get("method") != "POST":
+                return await app(scope, receive, send)
+            state.accepted += 1
+            try:
+                await app(scope, receive, send)
+            finally:
+                state.accepted -= 1
+                _leave(scope)
+
+        return asgi
 
     return middleware
+
+
+def _leave(scope: Any) -> None:
+    if (leave := scope.pop(_LEAVE, None)) is not None:
+        leave()

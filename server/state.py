@@ -45,7 +45,10 @@ class ServerState:
         self.served_names: tuple[str, ...] = tuple(model.served_model_name) or (model.model,)
         self.created_s = int(time.time())
         self.draining = False
+        self.accepted = 0
+        """Requests for work that have not been answered to the end, from their first byte on."""
         self.in_flight = 0
+        """Those of them that the engine works on."""
         self.metrics = Metrics(self.served_names[0], lambda: self.engine.last_stats, lambda: self.engine.errored)
         self.progress = Progress(options.health_stall_s)
         self.engine.observers.extend([self.metrics, self.progress])
@@ -89,8 +92,6 @@ class ServerState:
     @contextmanager
     def working(self) -> Any:
         """Counts a request as in flight."""
-        if not self.in_flight:
-            self.progress.work_began()
         self.in_flight += 1
         try:
             yield

@@ -30,6 +30,7 @@ from core.messages import (
     EngineFailed,
     EngineReady,
     EngineStats,
+    FromEngine,
     Inspection,
     Shutdown,
     StepOutput,
@@ -54,10 +55,13 @@ class AsyncEngine:
         self.config = config
         self.errored: str | None = None
         """Why the engine process is dead; None while it lives."""
+        self.died = asyncio.Event()
+        """Set while it is dead."""
+        self._spawned = 0
         self.registry: Registry = load_registry(config.plugins)
         self.ready: EngineReady
         self._observers: list[Observer] = []
-        self._client: ClientSide
+        self._client: ClientSide | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -70,9 +74,35 @@ class AsyncEngine:
         """Start the engine process and wait until it is ready. Raises what it failed with."""
         self._folder = tempfile.mkdtemp(prefix="backplane-")
         self._context = zmq.asyncio.Context()
+        try:
+            await self._spawn()
+        except BaseException:
+            await self._close()
+            raise
+        self._client = ClientSide(self.config, self.ready)
+        self._client.outputs.observers = self._observers
+
+    async def restart(self) -> None:
+        """Start an engine process in place of one that died; what was in flight has ended with an error by then.
+
+        Raises what the new one fails with; it may be called again.
+        """
+        if self.errored is None or self._closing:
+            return
+        await self._end_tasks()
+        self._to_engine.close(linger=0)
+        self._from_engine.close(linger=0)
+        await self._spawn()
+        self._connected.inputs.ready = self.ready
+        self.died.clear()
+        self.errored = None
+
+    async def _spawn(self) -> None:
+        """A process, its sockets and the tasks that watch it. Sets `ready`."""
+        self._spawned += 1
         self._to_engine = self._context.socket(zmq.PUSH)
         self._from_engine = self._context.socket(zmq.PULL)
-        addresses = [f"ipc://{self._folder}/{name}" for name in ("inbox", "outbox")]
+        addresses = [f"ipc://{self._folder}/{name}" for name in (f"inbox{self._spawned}", f"outbox{self._spawned}")]
         for socket, address in zip((self._to_engine, self._from_engine), addresses, strict=True):
             socket.set_hwm(0)
             socket.bind(address)
@@ -84,44 +114,56 @@ class AsyncEngine:
             env=_environment(),
         )
         options = {k: v for k, v in self.config.options().items() if v is not None}
-        setup = msgspec.msgpack.encode({"options": options, "inbox": addresses[0], "outbox": addresses[1]})
-        assert self._process.stdin is not None
-        self._process.stdin.write(len(setup).to_bytes(8, "little") + setup)
-        await self._process.stdin.drain()
+        past = self.last_stats if self._client is not None else None
+        setup = msgspec.msgpack.encode(
+            {"options": options, "inbox": addresses[0], "outbox": addresses[1], "past": past}
+        )
         death = asyncio.ensure_future(self._process.wait())
         first = asyncio.ensure_future(self._from_engine.recv())
-        await asyncio.wait({death, first}, return_when=asyncio.FIRST_COMPLETED)
-        if not first.done():
-            # its last words may still be on their way
-            await asyncio.wait({first}, timeout=0.5)
-        if not first.done():
+        try:
+            assert self._process.stdin is not None
+            with contextlib.suppress(ConnectionError):  # it is dead already, and says so below
+                self._process.stdin.write(len(setup).to_bytes(8, "little") + setup)
+                await self._process.stdin.drain()
+            await asyncio.wait({death, first}, return_when=asyncio.FIRST_COMPLETED)
+            if not first.done():
+                # its last words may still be on their way
+                await asyncio.wait({first}, timeout=0.5)
+            if not first.done():
+                raise EngineDeadError(f"the engine process ended with status {death.result()} before it was ready")
+            message = from_engine_decoder.decode(first.result())
+            if isinstance(message, EngineFailed):
+                await death
+                raise _as_exception(message)
+            assert isinstance(message, EngineReady)
+        except BaseException:
             first.cancel()
-            await self._close()
-            raise EngineDeadError(f"the engine process ended with status {death.result()} before it was ready")
-        message = from_engine_decoder.decode(first.result())
-        if isinstance(message, EngineFailed):
-            await death
-            await self._close()
-            raise _as_exception(message)
-        assert isinstance(message, EngineReady)
+            if self._process.returncode is None:
+                self._process.kill()
+                await self._process.wait()
+            raise
         self.ready = message
-        self._client = ClientSide(self.config, message)
-        self._client.outputs.observers = self._observers
         self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._watch(death))]
 
     # ---- what there is to know
 
     @property
+    def _connected(self) -> ClientSide:
+        if self._client is None:
+            raise EngineDeadError("the engine was not started; await start() first")
+        return self._client
+
+    @property
     def tokenizer(self) -> Any:
-        return self._client.tokenizer
+        return self._connected.tokenizer
 
     @property
     def chat_template(self) -> Any:
-        return self._client.chat_template
+        return self._connected.chat_template
 
     @property
     def inputs(self) -> Any:
-        return self._client.inputs
+        return self._connected.inputs
 
     @property
     def observers(self) -> list[Observer]:
@@ -129,22 +171,22 @@ class AsyncEngine:
 
     @property
     def last_stats(self) -> EngineStats:
-        return self._client.outputs.last_stats
+        return self._connected.outputs.last_stats
 
     @property
     def num_requests(self) -> int:
         """Requests that have not ended."""
-        return len(self._client.outputs.groups)
+        return len(self._connected.outputs.groups)
 
     @property
     def oldest_arrival_s(self) -> float:
         """time.monotonic() of the oldest request that has not ended; 0 without one."""
-        return min((g.request.arrival_time_s for g in self._client.outputs.groups.values()), default=0.0)
+        return min((g.request.arrival_time_s for g in self._connected.outputs.groups.values()), default=0.0)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None, **options: Any
     ) -> str:
-        return self._client.render_chat(messages, tools, **options)
+        return self._connected.render_chat(messages, tools, **options)
 
     # ---- requests
 
@@ -165,15 +207,16 @@ class AsyncEngine:
         """
         self._check_alive()
         if isinstance(prompt, str) and len(prompt) > LONG_PROMPT_CHARS:
-            text, ids = await asyncio.to_thread(self._client.inputs.split, prompt, add_special_tokens)
+            text, ids = await asyncio.to_thread(self._connected.inputs.split, prompt, add_special_tokens)
+            self._check_alive()  # what is sent to an engine that died meanwhile would never be answered
         else:
-            text, ids = self._client.inputs.split(prompt, add_special_tokens)
+            text, ids = self._connected.inputs.split(prompt, add_special_tokens)
         stream = output_kind != "final" or bool(params.stop)
-        request = self._client.inputs.make(
+        request = self._connected.inputs.make(
             ids, params, request_id, priority=priority, cache_salt=cache_salt, stream=stream
         )
         event = asyncio.Event()
-        group = self._client.outputs.add(request, text, ids, output_kind, event.set)
+        group = self._connected.outputs.add(request, text, ids, output_kind, event.set)
         try:
             self._send(request)
             while True:
@@ -181,24 +224,24 @@ class AsyncEngine:
                 event.clear()
                 if group.failure is not None:
                     raise group.failure
-                output = self._client.outputs.take(group)
-                if group.done and self.errored is not None and any(s.error == self.errored for s in group.sequences):
-                    raise EngineDeadError(self.errored)
+                # read before the yield: a slow caller comes back to a group that has gone on meanwhile, even to its end
+                done = group.done
+                output = self._connected.outputs.take(group)
                 if output is not None:
                     yield output
-                if group.done:
+                if done:
                     return
         finally:
             self._drop(group)
 
     def _drop(self, group: Group) -> None:
-        handles = self._client.outputs.drop(group)
+        handles = self._connected.outputs.drop(group)
         if handles and self.errored is None:
             self._send(Abort(handles))
 
     async def abort(self, request_id: str) -> None:
         """End a request; its stream closes with finish_reason "abort". Unknown ids are ignored."""
-        group = self._client.outputs.groups.get(request_id)
+        group = self._connected.outputs.groups.get(request_id)
         if group is not None:
             self._send(Abort([s.handle for s in group.sequences if s.finish_reason is None]))
 
@@ -270,13 +313,13 @@ class AsyncEngine:
         if self._process is not None and self._process.returncode is None:
             if self.errored is None and self._tasks:
                 self._send(Shutdown())
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._process.wait(), 5)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._process.wait(), 5)
             if self._process.returncode is None:
                 self._process.kill()
                 await self._process.wait()
         if self._tasks:
-            self._client.outputs.fail("the engine was shut down")
+            self._connected.outputs.fail("the engine was shut down")
         await self._close()
 
     # ---- the other side
@@ -289,22 +332,27 @@ class AsyncEngine:
         return zmq.Socket.shadow(self._to_engine.underlying)
 
     async def _receive(self) -> None:
-        while True:
-            for frame in [await self._from_engine.recv()]:
-                message = from_engine_decoder.decode(frame)
-                if isinstance(message, StepOutput):
-                    aborts = self._client.outputs.process(message)
-                    if aborts:
-                        self._send(Abort(aborts))
-                elif isinstance(message, CallResult):
-                    future = self._calls.get(message.call_id)
-                    if future is not None and not future.done():
-                        if message.error:
-                            future.set_exception(BackplaneError(message.error))
-                        else:
-                            future.set_result(message.value)
-                elif isinstance(message, EngineFailed):
-                    self._died(f"the engine failed: {message.kind}: {message.error}")
+        try:
+            while True:
+                self._take(from_engine_decoder.decode(await self._from_engine.recv()))
+        except Exception as error:  # nobody would hear of any request again
+            logger.exception("what came from the engine could not be read")
+            self._died(f"what came from the engine could not be read: {type(error).__name__}: {error}")
+
+    def _take(self, message: FromEngine) -> None:
+        if isinstance(message, StepOutput):
+            aborts = self._connected.outputs.process(message)
+            if aborts:
+                self._send(Abort(aborts))
+        elif isinstance(message, CallResult):
+            future = self._calls.get(message.call_id)
+            if future is not None and not future.done():
+                if message.error:
+                    future.set_exception(BackplaneError(message.error))
+                else:
+                    future.set_result(message.value)
+        elif isinstance(message, EngineFailed):
+            self._died(f"the engine failed: {message.kind}: {message.error}")
 
     async def _watch(self, death: asyncio.Future[int]) -> None:
         status = await death
@@ -315,8 +363,11 @@ class AsyncEngine:
     def _died(self, why: str) -> None:
         if self.errored is None:
             self.errored = why
+            self.died.set()
             logger.error(why)
-            self._client.outputs.fail(why)
+            outputs = self._connected.outputs
+            outputs.last_stats = outputs.last_stats.at_rest()
+            outputs.fail(why)
             for future in self._calls.values():
                 if not future.done():
                     future.set_exception(EngineDeadError(why))
@@ -327,12 +378,17 @@ class AsyncEngine:
         if self._closing:
             raise EngineDeadError("the engine was shut down")
 
-    async def _close(self) -> None:
+    async def _end_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self._process is not None and self._process.returncode is None and self.errored is not None:
+            self._process.kill()  # it said that it failed, and may not be gone yet
+            await self._process.wait()
+
+    async def _close(self) -> None:
+        await self._end_tasks()
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
         self._to_engine.close(linger=0)

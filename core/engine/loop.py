@@ -16,7 +16,7 @@ import numpy as np
 from core.batch import StepPlan
 from core.config import EngineConfig
 from core.engine.guided_requests import GuidedRequests
-from core.errors import RequestError
+from core.errors import ConfigError, RequestError
 from core.interfaces.executor import Executor, StepTicket
 from core.messages import (
     Abort,
@@ -24,6 +24,7 @@ from core.messages import (
     Call,
     CallResult,
     EngineReady,
+    EngineStats,
     Finished,
     FromEngine,
     Inspection,
@@ -45,9 +46,15 @@ class EngineLoop:
     """`send` gets every message for the client; it is called from the thread that calls `handle` and `step`."""
 
     def __init__(
-        self, config: EngineConfig, send: Callable[[FromEngine], None], registry: Registry | None = None
+        self,
+        config: EngineConfig,
+        send: Callable[[FromEngine], None],
+        registry: Registry | None = None,
+        past: EngineStats | None = None,
     ) -> None:
+        """`past`: the last known counters of the engine that this one takes the place of; its own go on from there."""
         self._send = send
+        self._past = past
         registry = registry or load_registry(config.plugins)
         name = "in_process" if config.device.executor == "auto" else config.device.executor
         self.executor: Executor = registry.get("executor", name)(config, registry)
@@ -153,13 +160,18 @@ class EngineLoop:
         value: Any = None
         error = None
         if call.method == "stats":
-            value = self.scheduler.stats()
+            value = self._stats()
         elif call.method == "reset_prefix_cache":
             self.scheduler.reset_prefix_cache()
         elif call.method == "inspect":
             value = self._inspect(**call.arguments)  # type: ignore[arg-type]
+        elif call.method in ("start_profile", "stop_profile"):
+            try:
+                value = self.executor.profile(call.method.removesuffix("_profile"))
+            except (ConfigError, OSError) as failed:
+                error = str(failed)
         elif call.method != "ping":
-            error = f"engine call {call.method!r} is not known (inspect, ping, reset_prefix_cache, stats)"
+            error = f"engine call {call.method!r} is not known (inspect, ping, reset_prefix_cache, start_profile, stats, stop_profile)"
         self._send(CallResult(call_id=call.call_id, value=value, error=error))
 
     def _inspect(self, begin: int, count: int, num_rows: int) -> Inspection:
@@ -173,8 +185,12 @@ class EngineLoop:
             prompt, computed, known, most = (int(a[row]) for a in arrays)
             found.append(RunningRow(row, prompt, computed, known, most, len(blocks_of[row]), request.num_cached_tokens))
         return Inspection(
-            begin=begin, blocks=scheduler.pool.states(begin, begin + count), rows=found, stats=scheduler.stats()
+            begin=begin, blocks=scheduler.pool.states(begin, begin + count), rows=found, stats=self._stats()
         )
+
+    def _stats(self) -> EngineStats:
+        stats = self.scheduler.stats()
+        return stats if self._past is None else stats.after(self._past)
 
     # ---- steps
 
@@ -253,7 +269,7 @@ class EngineLoop:
         stats = None
         if now >= self._stats_due_s or not self.scheduler.has_work:
             self._stats_due_s = now + STATS_INTERVAL_S
-            stats = self.scheduler.stats()
+            stats = self._stats()
         if not (len(update.handles) or update.finished or logprobs or prompt_logprobs or stats):
             return
         self._send(
@@ -274,7 +290,7 @@ class EngineLoop:
             self._guided.drop(request.handle)
             finished.append(_finished(request))
         if finished:
-            self._send(StepOutput(finished=finished, stats=self.scheduler.stats(), time_s=time.monotonic()))
+            self._send(StepOutput(finished=finished, stats=self._stats(), time_s=time.monotonic()))
 
     def shutdown(self) -> None:
         self._guided.shutdown()

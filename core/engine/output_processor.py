@@ -239,6 +239,7 @@ class OutputProcessor:
                 if s.finish_reason is None:
                     s.error = message
                     self._end_here(group, s, "error", error=message)
+            group.failure = EngineDeadError(message)
             self._close(group)
             group.notify()
 
@@ -255,7 +256,6 @@ class OutputProcessor:
 
     # ---- building outputs
 
-    def take(self, group: Group) -> RequestOutput | None:
     def build_embedding(self, group: Group, dimensions: int | None, normalize: bool) -> EmbeddingRequestOutput:
         """The vector of a request that pools. Raises what it ended with instead."""
         if group.failure is not None:
@@ -274,6 +274,7 @@ class OutputProcessor:
             group.finished[0].num_cached_tokens,
         )
 
+    def take(self, group: Group) -> RequestOutput | None:
         """What there is to show now, or None."""
         if group.kind == "delta" and group.request.params.num_sequences == group.request.params.n:
             return self._delta(group)

@@ -52,7 +52,7 @@ def main() -> None:
     inbox.connect(setup["inbox"])
     outbox.connect(setup["outbox"])
     begun = time.perf_counter()
-    from core.messages import EngineFailed, FromEngine, encoder, to_engine_decoder
+    from core.messages import EngineFailed, EngineStats, FromEngine, encoder, to_engine_decoder
 
     def send(message: FromEngine) -> None:
         outbox.send(encoder.encode(message), copy=False)
@@ -64,7 +64,8 @@ def main() -> None:
 
         config = EngineConfig.from_options(**setup["options"])
         imported = time.perf_counter() - begun
-        loop = EngineLoop(config, send)
+        past = msgspec.convert(setup["past"], EngineStats) if setup["past"] is not None else None
+        loop = EngineLoop(config, send, past=past)
         loop.ready.timeline.insert(0, ("import", imported))
         send(loop.ready)
         while loop.stop_at_s is None or (loop.has_work and time.monotonic() < loop.stop_at_s):

@@ -119,3 +119,66 @@ def test_an_idle_engine_uses_no_processor(checkpoint):
         assert ticks() - before <= 3  # of 150
 
     run(checkpoint, test)
+
+
+def test_a_slow_reader_gets_everything(checkpoint):
+    """The engine ends the request while its reader is still busy with an earlier output."""
+
+    async def test(engine):
+        params = SamplingParams(seed=1, max_tokens=100, ignore_eos=True)
+        for kind in ("delta", "cumulative"):
+            text, tokens = "", []
+            async for output in engine.generate("hello", params, output_kind=kind):
+                (new,) = output.outputs
+                text = text + new.text if kind == "delta" else new.text
+                tokens = tokens + new.token_ids if kind == "delta" else new.token_ids
+                while engine.num_requests:
+                    await asyncio.sleep(0.01)
+            assert new.finish_reason == "length"
+            assert (text, tokens) == await text_of(engine, "hello", params, "final")
+
+    run(checkpoint, test)
+
+
+def test_an_engine_started_again_counts_on(checkpoint):
+    async def test(engine):
+        params = SamplingParams(max_tokens=20, ignore_eos=True)
+        await text_of(engine, "hello", params)
+        before = await engine.stats()
+        assert before.generation_tokens == 20
+        stream = engine.generate("hello", SamplingParams(max_tokens=300, ignore_eos=True), output_kind="delta")
+        await anext(stream)
+        call = asyncio.create_task(engine.call("ping", timeout_s=30))
+        await asyncio.sleep(0)
+        os.kill(engine._process.pid, signal.SIGKILL)
+        with pytest.raises(EngineDeadError):
+            async for _ in stream:
+                pass
+        await engine.died.wait()
+        await asyncio.wait([call])  # answered before, or told of the death; never left to wait
+        stats = engine.last_stats
+        assert stats.num_running == 0 and stats.num_free_blocks == stats.num_blocks
+        await engine.restart()
+        assert engine.errored is None and not engine.died.is_set()
+        assert len((await text_of(engine, "hello", params))[1]) == 20
+        after = await engine.stats()
+        assert after.generation_tokens >= stats.generation_tokens + 20
+        assert after.num_steps > stats.num_steps and after.prompt_tokens > before.prompt_tokens
+        assert after.num_free_blocks == after.num_blocks
+
+    run(checkpoint, test)
+
+
+def test_a_start_that_is_stopped_leaves_nothing(checkpoint):
+    async def main():
+        engine = AsyncEngine(EngineConfig.from_options(model=str(checkpoint("llama"))))
+        starting = asyncio.create_task(engine.start())
+        while engine._process is None:
+            await asyncio.sleep(0.01)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert engine._process.returncode is not None
+        await engine.shutdown()
+
+    asyncio.run(main())
