@@ -234,6 +234,36 @@ class AsyncEngine:
         finally:
             self._drop(group)
 
+    async def embed(
+        self,
+        prompt: Prompt,
+        request_id: str | None = None,
+        *,
+        dimensions: int | None = None,
+        normalize: bool = True,
+        priority: int = 0,
+        cache_salt: str = "",
+        add_special_tokens: bool = True,
+    ) -> EmbeddingRequestOutput:
+        """The vector of one prompt, by the engine's `pooling_type`. Cancelling the task aborts the request."""
+        self._check_alive()
+        if isinstance(prompt, str) and len(prompt) > LONG_PROMPT_CHARS:
+            text, ids = await asyncio.to_thread(self._connected.inputs.split, prompt, add_special_tokens)
+            self._check_alive()
+        else:
+            text, ids = self._connected.inputs.split(prompt, add_special_tokens)
+        request = self._connected.inputs.make_pooling(
+            ids, self._connected.pooling_type, request_id, priority=priority, cache_salt=cache_salt
+        )
+        event = asyncio.Event()
+        group = self._connected.outputs.add(request, text, ids, "final", event.set)
+        try:
+            self._send(request)
+            await event.wait()
+            return self._connected.outputs.build_embedding(group, dimensions, normalize)
+        finally:
+            self._drop(group)
+
     def _drop(self, group: Group) -> None:
         handles = self._connected.outputs.drop(group)
         if handles and self.errored is None:
@@ -277,36 +307,6 @@ class AsyncEngine:
         """Stop the engine process. Safe to call twice."""
         if self._closing:
             return
-    async def embed(
-        self,
-        prompt: Prompt,
-        request_id: str | None = None,
-        *,
-        dimensions: int | None = None,
-        normalize: bool = True,
-        priority: int = 0,
-        cache_salt: str = "",
-        add_special_tokens: bool = True,
-    ) -> EmbeddingRequestOutput:
-        """The vector of one prompt, by the engine's `pooling_type`. Cancelling the task aborts the request."""
-        self._check_alive()
-        if isinstance(prompt, str) and len(prompt) > LONG_PROMPT_CHARS:
-            text, ids = await asyncio.to_thread(self._connected.inputs.split, prompt, add_special_tokens)
-            self._check_alive()
-        else:
-            text, ids = self._connected.inputs.split(prompt, add_special_tokens)
-        request = self._connected.inputs.make_pooling(
-            ids, self._connected.pooling_type, request_id, priority=priority, cache_salt=cache_salt
-        )
-        event = asyncio.Event()
-        group = self._connected.outputs.add(request, text, ids, "final", event.set)
-        try:
-            self._send(request)
-            await event.wait()
-            return self._connected.outputs.build_embedding(group, dimensions, normalize)
-        finally:
-            self._drop(group)
-
         if drain_s > 0:
             await self.drain(drain_s)
         self._closing = True

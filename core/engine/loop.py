@@ -111,6 +111,8 @@ class EngineLoop:
         params = message.params
         length = self.executor.max_model_len
         total = length if params.max_tokens is None else min(length, len(prompt) + params.max_tokens)
+        if message.pooling is not None:
+            total = len(prompt) + 1  # the scheduler's rows want room after the prompt; nothing is put there
         eos = frozenset() if params.ignore_eos else self.executor.eos_token_ids
         parent: Request | None = None
         for handle, seed in zip(message.handles, message.seeds, strict=True):
@@ -118,8 +120,6 @@ class EngineLoop:
                 handle=handle,
                 request_id=message.request_id,
                 prompt_token_ids=prompt,
-        if message.pooling is not None:
-            total = len(prompt) + 1  # the scheduler's rows want room after the prompt; nothing is put there
                 params=params,
                 arrival_time_s=message.arrival_time_s,
                 max_total_tokens=total,
@@ -131,6 +131,7 @@ class EngineLoop:
                 cache_salt=message.cache_salt,
                 parent=parent,
                 bad_words_ids=message.bad_words_ids,
+                pooling=message.pooling,
             )
             if params.guided_decoding is not None:
                 self._guided.hold(request, params.guided_decoding)
@@ -138,7 +139,6 @@ class EngineLoop:
                 self._admit(request)
             parent = parent or request
 
-                pooling=message.pooling,
     def _admit(self, request: Request) -> None:
         try:
             self.scheduler.add(request)
@@ -305,6 +305,7 @@ def _finished(request: Request) -> Finished:
         stop_reason=request.stop_reason,
         error=request.error,
         token_ids=tokens,
+        embedding=None if request.embedding is None or request.error else request.embedding.tobytes(),
         num_prompt_tokens=len(request.prompt_token_ids),
         num_output_tokens=len(request.output_token_ids),
         num_cached_tokens=request.num_cached_tokens,
@@ -314,4 +315,3 @@ def _finished(request: Request) -> Finished:
         first_token_time_s=request.first_token_time_s,
         finish_time_s=request.finish_time_s,
     )
-        embedding=None if request.embedding is None or request.error else request.embedding.tobytes(),
