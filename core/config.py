@@ -83,8 +83,8 @@ class CacheConfig:
     """Bytes of KV cache on a CPU, at most; less is taken when fewer tokens can ever be needed."""
     num_blocks: int | None = None
     """Blocks in the pool, given instead of a size in bytes."""
-    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Precision of stored keys and values; `auto`: the model's."""
+    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"] = "auto"
+    """Precision of stored keys and values; `auto`: the model's; `fp8` (e4m3) halves them, on a GPU."""
     enable_prefix_caching: bool = True
     """Keep the blocks of finished prompts and reuse them for requests that begin alike."""
     fit: bool = False
@@ -145,7 +145,18 @@ class DeviceConfig:
     max_graph_batch: int = 512
     """Most tokens of a step that is replayed from a CUDA graph."""
     deterministic: bool = False
-    """Give a request the same tokens whatever else is in its batch (fixed kernels; slower)."""
+    """Give a request the same tokens whatever else is in its batch (fixed kernels; slower; on NVIDIA GPUs)."""
+    profile_dir: str | None = None
+    """Folder for traces of torch.profiler; POST /start_profile and /stop_profile begin and end one."""
+    profile_steps: int = 0
+    """Trace the first so many steps with work, into profile_dir."""
+
+    def __post_init__(self) -> None:
+        _require(self.profile_steps >= 0, f"profile_steps={self.profile_steps} must be 0 or more")
+        _require(
+            self.profile_steps == 0 or self.profile_dir is not None,
+            f"profile_steps={self.profile_steps} needs profile_dir, the folder that the trace goes to",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,12 @@ from typing import Any
 from litestar import Response, get, post
 from litestar.handlers.base import BaseRouteHandler
 
-from server.errors import encode
+from core.errors import BackplaneError, EngineDeadError
+from server.errors import ApiError, encode
 from server.state import HttpRequest, ServerState
+
+PROFILE_TIMEOUT_S = 300.0
+"""A long trace takes this long to write."""
 
 
 @post("/reset_prefix_cache", opt={"admin": True}, status_code=200)
@@ -44,4 +48,28 @@ async def server_info(request: HttpRequest) -> Response[bytes]:
     return Response(encode(info), media_type="application/json")
 
 
-ROUTES: list[BaseRouteHandler] = [reset_prefix_cache, server_info]
+@post("/start_profile", opt={"admin": True}, status_code=200)
+async def start_profile(request: HttpRequest) -> Response[bytes]:
+    """Begin a trace of the engine's steps. The server must have been started with --profile-dir."""
+    return await _profile(request, "start_profile")
+
+
+@post("/stop_profile", opt={"admin": True}, status_code=200)
+async def stop_profile(request: HttpRequest) -> Response[bytes]:
+    """End the trace and write it: {"trace": its path on the server}. Steps wait while it is written."""
+    return await _profile(request, "stop_profile")
+
+
+async def _profile(request: HttpRequest, method: str) -> Response[bytes]:
+    state: ServerState = request.app.state.server
+    state.check_open()
+    try:
+        path = await state.engine.call(method, timeout_s=PROFILE_TIMEOUT_S)
+    except EngineDeadError:
+        raise
+    except BackplaneError as error:  # no folder, none or another one running, a full disk: the message says which
+        raise ApiError(str(error), code="profile_failed") from None
+    return Response(encode({"status": "ok", "trace": path}), media_type="application/json")
+
+
+ROUTES: list[BaseRouteHandler] = [reset_prefix_cache, server_info, start_profile, stop_profile]

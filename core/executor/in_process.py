@@ -16,12 +16,14 @@ from core.config import EngineConfig
 from core.errors import ConfigError, ModelError, nearest
 from core.executor.model_config import eos_token_ids, read_model_config
 from core.executor.model_source import find_model
+from core.interfaces.attention import AttentionBackend
 from core.interfaces.model import ModelContext
 from core.kernels import dispatch
 from core.registry import Registry
 from core.runner.input_batch import InputBatch
 from core.runner.memory import bytes_per_block, count_blocks
 from core.runner.model_runner import ModelRunner, Ticket
+from core.runner.profiling import Profiling
 from core.sampling.rows import SamplingRows
 from core.weights import checkpoint_files, fill_dummy, finish_linears, load_weights
 
@@ -31,6 +33,8 @@ SMALL_MODEL_BYTES = 64 << 20
 """Below it one thread computes a step: its pieces are so short that threads mostly wait for each other, and where the
 server or anything else wants a core, wait for long (3 to 9 tokens a second with two threads, 23 to 67 with one)."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FP8_CAPABILITY = (8, 9)
+CACHE_DTYPES = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
 
 
 def keep_freed_memory() -> None:
@@ -68,6 +72,12 @@ class InProcessExecutor:
                 f"attention backend {backend.name!r} does not take dtype {dtype}; it takes "
                 f"{', '.join(sorted(backend.capabilities.dtypes))}"
             )
+        deterministic = config.device.deterministic
+        if deterministic and not (backend.capabilities.fixed_order and dispatch.on_gpu(torch.empty(0, device=device))):
+            raise ConfigError(
+                f"deterministic=True needs kernels that add in one order; attention backend {backend.name!r} on {device} "
+                "has none. Use an NVIDIA GPU with the backend 'triton', or leave it off"
+            )
         quantization = self._quantization(config, registry)
         architecture = self._architecture(config, registry)
         max_model_len = self._max_model_len(config)
@@ -87,7 +97,7 @@ class InProcessExecutor:
             self.choices["device"] = "cpu (1 thread: a model this small only waits for a second one)"
         self._phase("load weights")
         block_size = config.cache.block_size
-        kv_dtype = dtype if config.cache.kv_cache_dtype == "auto" else DTYPES[config.cache.kv_cache_dtype]
+        kv_dtype = self._cache_dtype(config, backend, dtype)
         block_bytes = bytes_per_block(model.cache_spec, block_size, kv_dtype)
         budget = config.scheduler.max_num_batched_tokens or (2048 if device.type == "cpu" else 8192)
         used = 0
@@ -103,11 +113,12 @@ class InProcessExecutor:
         self._phase("allocate cache")
         rows = config.scheduler.max_num_seqs
         batch = InputBatch(rows, self.max_model_len, block_size, device)
-        self.runner = ModelRunner(model, backend, caches, batch, SamplingRows(rows, device))
+        self.runner = ModelRunner(model, backend, caches, batch, SamplingRows(rows, device), deterministic)
         if dispatch.on_gpu(batch.token_ids):
             captures = backend.capabilities.graph_capture and not config.device.enforce_eager
             largest = min(config.device.max_graph_batch, budget) if captures else 0
-            count = self.runner.warm_up(budget, largest, config.cache.enable_prefix_caching, self._phase)
+            shares = config.cache.enable_prefix_caching and not deterministic
+            count = self.runner.warm_up(budget, largest, shares, self._phase)
             self.choices["graphs"] = f"{count} CUDA graphs of steps" if count else "none"
         self.vocab_size = int(self.model_config["vocab_size"])
         self.eos_token_ids = eos_token_ids(folder, self.model_config)
@@ -120,14 +131,37 @@ class InProcessExecutor:
             scheduler=dataclasses.replace(config.scheduler, max_num_batched_tokens=budget, async_scheduling=overlap),
         )
 
+        self._profiling = Profiling(config.device.profile_dir)
+        self._steps_to_trace = 0
+        if config.device.profile_steps:
+            self._steps_to_trace = config.device.profile_steps + 1
+            self._profiling.start()
+
     def launch(self, plan: StepPlan) -> None:
+        if self._steps_to_trace:
+            self._count_traced()
         self.runner.launch(plan)
+
+    def _count_traced(self) -> None:
+        self._steps_to_trace -= 1
+        if self._steps_to_trace == 0:
+            log.info("the trace is in %s", self._profiling.stop())
+
+    def profile(self, action: str) -> str | None:
+        """`start` or `stop` a trace -> its path. Raises ConfigError, or OSError where it cannot be written."""
+        if action == "start":
+            self._profiling.start()
+            return None
+        self._steps_to_trace = 0
+        return self._profiling.stop()
 
     def sample(self, masks: Bitmasks | None) -> Ticket:
         return self.runner.sample(masks)
 
     def shutdown(self) -> None:
-        """Give the memory back."""
+        """Give the memory back; a trace that still runs is written."""
+        if self._profiling.is_running:
+            log.info("the trace is in %s", self._profiling.stop())
         self.runner.caches.clear()
 
     # ---- resolving "auto"
@@ -138,8 +172,6 @@ class InProcessExecutor:
         self._clock = now
 
     def _device(self, config: EngineConfig) -> torch.device:
-        if config.device.deterministic:
-            raise ConfigError("deterministic=True is not there yet: kernels are chosen by the size of the batch")
         wanted = config.device.device
         has_gpu = torch.cuda.is_available()
         if wanted == "cuda" and not has_gpu:
@@ -168,6 +200,23 @@ class InProcessExecutor:
             dtype = torch.bfloat16
         self.choices["dtype"] = f"{str(dtype).removeprefix('torch.')} (stored as {stored})"
         return dtype
+
+    def _cache_dtype(self, config: EngineConfig, backend: AttentionBackend, dtype: torch.dtype) -> torch.dtype:
+        wanted = config.cache.kv_cache_dtype
+        if wanted == "auto":
+            return dtype
+        name = "fp8_e4m3" if wanted == "fp8" else wanted
+        can = backend.capabilities.cache_dtypes or backend.capabilities.dtypes
+        if name not in can:
+            raise ConfigError(
+                f"attention backend {backend.name!r} stores no keys and values as {wanted!r}; it takes auto, "
+                f"{', '.join(sorted(can))}"
+            )
+        if name == "fp8_e4m3" and torch.cuda.get_device_capability() < FP8_CAPABILITY:
+            raise ConfigError(
+                f"kv_cache_dtype={wanted!r} (e4m3) needs a GPU of capability 8.9 or newer (Ada, Hopper); use 'fp8_e5m2'"
+            )
+        return CACHE_DTYPES[name]
 
     def _attention(self, config: EngineConfig, registry: Registry, device: torch.device) -> str:
         if config.plugins.attention_backend != "auto":

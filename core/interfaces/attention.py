@@ -41,6 +41,10 @@ class AttentionCapabilities:
     """Steps with prompts too may be captured: graph_words, graph_state and graph_fill exist."""
     fused_rope: bool = False
     """forward_rope() exists: rotation and cache write in one kernel."""
+    fixed_order: bool = False
+    """Within core.kernels.launch.fixed_order(True) a token's result depends on its own request alone, bit by bit."""
+    cache_dtypes: frozenset[str] | None = None
+    """What keys and values may be stored as, of the names of `kv_cache_dtype`; None: the types in `dtypes`."""
 
 
 class AttentionBackend(Protocol):

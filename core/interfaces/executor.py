@@ -33,4 +33,7 @@ class Executor(Protocol):
     def sample(self, masks: Bitmasks | None) -> StepTicket:
         """Queue sampling of the launched plan and the copy to the host."""
 
+    def profile(self, action: str) -> str | None:
+        """`start` or `stop` a trace of what the workers do -> where it was written. Raises ConfigError if it cannot."""
+
     def shutdown(self) -> None: ...

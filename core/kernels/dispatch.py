@@ -12,6 +12,7 @@ import importlib.util
 import torch
 from torch.nn import functional
 
+from core.kernels.launch import is_fixed_order
 from core.kernels.references import add_rms_norm_reference, rms_norm_reference, silu_and_mul_reference
 
 MIN_CAPABILITY = (8, 0)
@@ -74,11 +75,15 @@ def _few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """[..., in] x [out, in] -> [..., out]"""
+    if is_fixed_order() and on_gpu(x):
+        from core.kernels.fixed_linear import fixed_linear
+
+        return fixed_linear(x, weight, bias)
     found = _few_rows(x, weight, bias, False) if on_gpu(x) else None
     return functional.linear(x, weight, bias) if found is None else found
 
 
 def linear_silu_and_mul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """silu(x Wg^T) * (x Wu^T) with weight = [Wg; Wu]; few rows on a GPU: one kernel."""
-    found = _few_rows(x, weight, None, True) if on_gpu(x) else None
+    found = _few_rows(x, weight, None, True) if on_gpu(x) and not is_fixed_order() else None
     return silu_and_mul(linear(x, weight)) if found is None else found

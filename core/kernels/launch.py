@@ -48,6 +48,23 @@ def options(pdl: bool, **more: Any) -> dict[str, Any]:
 
 
 _compiles_only = False
+_fixed_order = False
+
+
+def is_fixed_order() -> bool:
+    """Must kernels give a row the same bits whatever other rows there are? Whoever chooses among kernels asks."""
+    return _fixed_order
+
+
+@contextlib.contextmanager
+def fixed_order(wanted: bool) -> Iterator[None]:
+    """What is launched in this block adds in one order, or not. (Everything is launched from one thread.)"""
+    global _fixed_order
+    before, _fixed_order = _fixed_order, wanted
+    try:
+        yield
+    finally:
+        _fixed_order = before
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **keywords: Any) -> None:

@@ -27,6 +27,10 @@ def silu_and_mul_reference(x: torch.Tensor) -> torch.Tensor:
     return functional.silu(gate) * up
 
 
+def linear_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return functional.linear(x, weight, bias)
+
+
 def rope_and_cache_reference(
     qkv: torch.Tensor,
     cos_sin: torch.Tensor,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from core.kernels.launch import has_pdl, launch, options
+from core.kernels.launch import has_pdl, is_fixed_order, launch, options
 from core.kernels.references import add_rms_norm_reference, rms_norm_reference
 
 __all__ = ["add_rms_norm", "add_rms_norm_reference", "rms_norm", "rms_norm_reference"]
@@ -54,7 +54,7 @@ def _launch(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor
         flat = flat.contiguous()
     block = triton.next_power_of_2(size)
     warps = next(w for width, w in WARPS if block <= width)
-    if rows >= 128 and block >= 4096:
+    if rows >= 128 and block >= 4096 and not is_fixed_order():
         warps = 16
     pdl = has_pdl(x)
     other = flat if residual is None else residual.view(rows, size)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from core.kernels.launch import has_pdl, launch, options
+from core.kernels.launch import has_pdl, is_fixed_order, launch, options
 from core.kernels.references import rope_and_cache_reference
 
 __all__ = ["rope_and_cache", "rope_and_cache_reference", "write_cache"]
@@ -156,7 +156,8 @@ def rope_and_cache(
     tokens = qkv.shape[0]
     if tokens == 0:
         return qkv
-    heads, warps = next((h, w) for most, h, w in CONFIGS if tokens <= most)
+    most_tokens = 0 if is_fixed_order() else tokens
+    heads, warps = next((h, w) for most, h, w in CONFIGS if most_tokens <= most)
     pdl = has_pdl(qkv)
     launch(
         _rope_and_cache_kernel, (tokens, triton.cdiv(total, heads)),

@@ -16,8 +16,10 @@ from torch.nn import functional
 
 from core.batch import ForwardBatch
 from core.interfaces.attention import AttentionCapabilities, AttentionSpec
+from core.kernels.launch import is_fixed_order
 from core.kernels.rope import rope_and_cache, write_cache
 from plugins.attention.triton.decode import decode_attention
+from plugins.attention.triton.fixed import TILE, fixed_attention
 from plugins.attention.triton.prefill import SHORT, SHORT_WIDE, choose_config, prefill_attention
 
 CUDNN_STEP = 2048
@@ -57,6 +59,8 @@ class TritonBackend:
         graph_capture=True,
         mixed_capture=True,
         fused_rope=True,
+        fixed_order=True,
+        cache_dtypes=frozenset({"bfloat16", "float16", "float32", "fp8_e4m3", "fp8_e5m2"}),
     )
 
     def __init__(self, device: torch.device) -> None:
@@ -80,20 +84,20 @@ class TritonBackend:
         query_lens = meta.query_lens_host[first : meta.num_requests].astype(np.int64)
         seq_lens = meta.seq_lens_host[first : meta.num_requests].astype(np.int64)
         meta.state = TritonPlan(query_lens, seq_lens, [], {})
-        if self.device.type == "cuda" and self._has_cudnn:
+        if self._has_cudnn and not is_fixed_order():
             # lengths in steps, so that cuDNN does not have to build a plan for every length there is
             pieces = np.where(query_lens == seq_lens, query_lens // CUDNN_STEP * CUDNN_STEP, 0)
             starts = first + np.cumsum(query_lens) - query_lens
             meta.state.whole = [(int(s), int(n)) for s, n in zip(starts, pieces, strict=True) if n]
 
     def graph_words(self, num_tokens: int) -> int:
-        return 2 * (num_tokens // SHORT.rows + MAX_CAPTURED_PROMPTS)
+        return 2 * (num_tokens // _captured_rows() + MAX_CAPTURED_PROMPTS)
 
     def graph_state(self, words: torch.Tensor) -> CapturedPlan:
         return CapturedPlan(words.view(-1, 2))
 
     def graph_fill(self, words: np.ndarray, query_lens: np.ndarray, seq_lens: np.ndarray, first_request: int) -> bool:
-        tiles, _ = list_tiles(query_lens, seq_lens, first_request, SHORT.rows)
+        tiles, _ = list_tiles(query_lens, seq_lens, first_request, _captured_rows())
         if tiles.size > words.size:
             return False
         words[: tiles.size] = tiles.reshape(-1)
@@ -153,6 +157,9 @@ class TritonBackend:
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         slopes = self._alibi(spec)
         n = meta.num_decodes
+        if is_fixed_order():
+            self._attend_in_order(spec, query, keys, values, batch, out, slopes)
+            return out
         if n:
             decode_attention(
                 spec,
@@ -191,6 +198,35 @@ class TritonBackend:
             prefill_attention(spec, query, k, v, *fixed, tiles, out, paged=paged, slopes=slopes, config=config)
         return out
 
+    def _attend_in_order(
+        self,
+        spec: AttentionSpec,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        batch: ForwardBatch,
+        out: torch.Tensor,
+        slopes: torch.Tensor | None,
+    ) -> None:
+        """The same with one kernel for everything, which reads each request's keys in one order."""
+        meta = batch.attention
+        n = meta.num_decodes
+        starts = meta.query_start_loc
+        if n:
+            lens = (meta.seq_lens if meta.decode_lens is None else meta.decode_lens)[:n]
+            fixed_attention(spec, query, keys, values, meta.block_table, starts, lens, out, slopes=slopes)
+        plan: TritonPlan | CapturedPlan | None = meta.state
+        if plan is None:
+            return
+        if isinstance(plan, CapturedPlan):
+            parts = [plan.tiles]
+        else:
+            parts = [self._tiles(plan, TILE, paged, False, n) for paged in (False, True)]
+        for tiles in parts:
+            fixed_attention(
+                spec, query, keys, values, meta.block_table, starts, meta.seq_lens, out, tiles=tiles, slopes=slopes
+            )
+
     def _tiles(self, plan: TritonPlan, rows: int, paged: bool, skip_whole: bool, first: int) -> torch.Tensor:
         """The tiles of requests that are, or are not, to be read from the cache; made at the first layer of a kind."""
         key = (2 * rows + skip_whole, paged)
@@ -224,6 +260,11 @@ def cudnn_attention(spec: AttentionSpec, query: torch.Tensor, key: torch.Tensor,
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
         got = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=spec.scale, enable_gqa=True)
     return got.squeeze(0).transpose(0, 1)
+
+
+def _captured_rows() -> int:
+    """New tokens in a tile of a captured step."""
+    return TILE if is_fixed_order() else SHORT.rows
 
 
 def list_tiles(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import pytest
@@ -12,7 +13,17 @@ if not torch.cuda.is_available():
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu runs these on the GPU itself")
 
-from core.kernels import activation, batch, linear_configs, references, rms_norm, rope, sampling, skinny_linear  # noqa: E402
+from core.kernels import (  # noqa: E402
+    activation,
+    batch,
+    fixed_linear,
+    linear_configs,
+    references,
+    rms_norm,
+    rope,
+    sampling,
+    skinny_linear,
+)
 from core.sampling.sampler import sample_reference  # noqa: E402
 
 
@@ -175,3 +186,23 @@ def test_prepare_mixed() -> None:
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a, b)
     assert expected[3].tolist() == [1, 17, 33, 20, 0, 0] and expected[4].tolist() == [1, 17, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(48, 40), (33, 512), (16, 1024)])
+def test_fixed_linear(outputs: int, inputs: int) -> None:
+    weight, bias, x = torch.randn(outputs, inputs), torch.randn(outputs), torch.randn(37, inputs)
+    whole = fixed_linear.fixed_linear(x, weight, bias)
+    torch.testing.assert_close(whole, references.linear_reference(x, weight, bias), rtol=1e-4, atol=1e-4)
+    serial = dataclasses.replace(fixed_linear.SMALL, parallel=False)
+    assert torch.equal(fixed_linear.fixed_linear(x, weight, bias, serial), whole)
+    for begin, end in ((0, 1), (5, 22), (36, 37)):
+        assert torch.equal(fixed_linear.fixed_linear(x[begin:end], weight, bias), whole[begin:end])
+
+
+def test_splits_depend_on_the_weight_alone() -> None:
+    assert [fixed_linear.choose_splits(*s) for s in ((4096, 4096), (4096, 14336), (128256, 4096), (64, 96))] == [
+        2,
+        2,
+        1,
+        1,
+    ]

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="tests/gpu run
 
 from attention_cases import Case, build, spec  # noqa: E402
 
+from core.kernels.launch import fixed_order  # noqa: E402
 from plugins.attention.torch.reference import paged_attention_reference  # noqa: E402
 from plugins.attention.triton.backend import TritonBackend  # noqa: E402
 
@@ -46,22 +47,30 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("order", [False, True], ids=["fastest", "fixed order"])
 @pytest.mark.parametrize("name", CASES)
-def test_forward(name: str) -> None:
+def test_forward(name: str, order: bool) -> None:
     case = CASES[name]
     built = build(case)
     backend = TritonBackend(torch.device("cpu"))
-    backend.plan(built.batch)
-    out = backend.forward(case.spec, built.query, built.key, built.value, built.cache, built.batch)
+    with fixed_order(order):
+        backend.plan(built.batch)
+        out = backend.forward(case.spec, built.query, built.key, built.value, built.cache, built.batch)
     expected = paged_attention_reference(case.spec, built.query, *built.filled, built.batch)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
     for got, wanted in zip(built.cache, built.filled, strict=True):
         torch.testing.assert_close(got, wanted, equal_nan=True)
 
 
+@pytest.mark.parametrize("order", [False, True], ids=["fastest", "fixed order"])
 @pytest.mark.parametrize("lengths", [MIXED, MIXED[:2], MIXED[2:]], ids=["mixed", "decodes", "prompts"])
-def test_a_mixed_step_as_it_is_captured(lengths: list[tuple[int, int]]) -> None:
+def test_a_mixed_step_as_it_is_captured(lengths: list[tuple[int, int]], order: bool) -> None:
     """Every request is in both launches, and the device alone knows which are decodes; rows and tokens are padded."""
+    with fixed_order(order):
+        check_captured(lengths)
+
+
+def check_captured(lengths: list[tuple[int, int]]) -> None:
     case = Case(spec(), lengths)
     built = build(case)
     meta = built.batch.attention
