@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_type_hints
 
 from core.errors import ConfigError, nearest
+from core.spellings import engine_options
 
 
 def _require(ok: bool, message: str) -> None:
@@ -193,10 +194,10 @@ class EngineConfig:
 
     @classmethod
     def from_options(cls, **options: Any) -> EngineConfig:
-        """Build from flat keywords (`model=..., block_size=...`). Unknown names are ConfigErrors."""
+        """Build from flat keywords (`model=..., block_size=...`), in any spelling. Unknown names are ConfigErrors."""
         owners = option_owners()
         sections: dict[str, dict[str, Any]] = {}
-        for name, value in options.items():
+        for name, value in engine_options(options).items():
             if name not in owners:
                 raise ConfigError(f"option {name!r} is not known{nearest(name, owners)}")
             option = owners[name]

@@ -36,6 +36,7 @@ def read_model_config(folder: Path, overrides: Mapping[str, Any]) -> CheckpointC
     # a vision-language wrapper keeps the decoder's numbers one level down
     config = {**(config.get("text_config") or {}), **config}
     _check_kinds(path, config)
+    config |= _rope_overrides(config, overrides)
     for key in _NEEDED:
         if not _is_count(config.get(key)):
             raise ModelError(f"{path}: {key!r} is {config.get(key)!r}, not a positive integer")
@@ -46,6 +47,27 @@ def read_model_config(folder: Path, overrides: Mapping[str, Any]) -> CheckpointC
             "each key-value head serves the same number of query heads"
         )
     return CheckpointConfig(path, config)
+
+
+def _rope_overrides(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """rope_scaling and rope_theta of `overrides`, which win over the newer spelling, `rope_parameters`, of the file.
+
+    Scaling that stretches positions makes the model longer, unless the length is overridden too.
+    """
+    if "rope_parameters" in overrides or not {"rope_scaling", "rope_theta"} & overrides.keys():
+        return {}
+    stored = config.get("rope_parameters") or {}
+    scaling = (overrides.get("rope_scaling") or {}) if "rope_scaling" in overrides else stored
+    rope = {**scaling, "rope_theta": overrides.get("rope_theta") or stored.get("rope_theta", config.get("rope_theta"))}
+    if rope["rope_theta"] is None:
+        del rope["rope_theta"]
+    changed: dict[str, Any] = {"rope_parameters": rope}
+    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor", 1)
+    if "rope_scaling" in overrides and kind in ("linear", "yarn") and "max_position_embeddings" not in overrides:
+        original = rope.get("original_max_position_embeddings") or config.get("max_position_embeddings") or 2048
+        rope["original_max_position_embeddings"] = original
+        changed["max_position_embeddings"] = int(original * factor)
+    return changed
 
 
 def eos_token_ids(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:

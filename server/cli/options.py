@@ -1,16 +1,15 @@
-"""click options made from the config classes, and the reading of vLLM's spellings."""
+"""click options made from the config classes."""
 
 from __future__ import annotations
 
-import difflib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import click
 
 from core.config import Option, option_owners, section_options
-from server.cli import aliases
+from server.cli.arguments import Arguments, JsonObject
 
 
 def server_options() -> dict[str, Option]:
@@ -20,99 +19,53 @@ def server_options() -> dict[str, Option]:
 
 
 class EngineCommand(click.Command):
-    """A command with the engine's options. Underscores, other spellings and `--flag true` are understood."""
+    """A command with the engine's options. Underscores, other spellings, `--flag true` and `--config FILE` are
+    understood. `names`: more spellings, of this command alone."""
+
+    def __init__(self, *args: Any, names: Mapping[str, str] | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._names = names or {}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, self.normalise(args))
+        return super().parse_args(ctx, self.normalise(ctx, args))
 
-    def normalise(self, args: list[str]) -> list[str]:
-        known = {
+    def normalise(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The arguments in click's spelling."""
+        options = {
             o.removeprefix("--"): p
-            for p in self.params
+            for p in self.get_params(ctx)
             if isinstance(p, click.Option)
             for o in (*p.opts, *p.secondary_opts)
         }
-        result: list[str] = []
-        i = 0
-        while i < len(args):
-            arg = args[i]
-            i += 1
-            if arg == "--":
-                return [*result, "--", *args[i:]]
-            if not arg.startswith("--"):
-                result.append(arg)
-                continue
-            spelled, equals, value = arg[2:].partition("=")
-            name = spelled.replace("_", "-")
-            name = aliases.ALIASES.get(name, name)
+        return Arguments(str(self.name), options, self._names).read(args)
 
-            if name in aliases.WITHOUT_EFFECT:
-                if not equals and i < len(args) and _is_plain_value(args[i]):
-                    i += 1
-                click.echo(f"warning: --{spelled} has no effect: {aliases.WITHOUT_EFFECT[name]}", err=True)
-                continue
-            if name in aliases.ONLY:
-                allowed, why = aliases.ONLY[name]
-                given = value
-                if not equals and i < len(args):
-                    given = args[i]
-                    i += 1
-                if given != allowed:
-                    raise click.UsageError(f"--{spelled} {given}: only {allowed} is possible so far ({why})")
-                continue
-            if name in aliases.REFUSED:
-                raise click.UsageError(f"--{spelled}: {aliases.REFUSED[name]}")
-            option = known.get(name)
-            if option is None:
-                close = difflib.get_close_matches(name, [*known, *aliases.ALIASES], 1, 0.6)
-                hint = f"; did you mean --{close[0]}?" if close else f"; {self.name} --help lists all"
-                raise click.UsageError(f"--{spelled} is not an option of {self.name}{hint}")
-            if option.is_flag:
-                # --flag, --no-flag, --flag true
-                word = value if equals else args[i] if i < len(args) else ""
-                if word.lower() in ("true", "false", "1", "0", "yes", "no") and (equals or not word.isdigit()):
-                    i += 0 if equals else 1
-                    positive, negative = option.opts[0], (option.secondary_opts or [""])[0]
-                    if word.lower() in ("true", "1", "yes"):
-                        result.append(positive)
-                    elif negative:
-                        result.append(negative)
-                else:
-                    result.append(f"--{name}")
-                continue
-            values = [value] if equals else []
-            if not equals:
-                while (
-                    i < len(args)
-                    and (not args[i].startswith("--") or args[i] == "--")
-                    and not (values and not option.multiple)
-                ):
-                    values.append(args[i])
-                    i += 1
-            if not values:
-                raise click.UsageError(f"--{spelled} wants a value")
-            for v in values:
-                result += [f"--{name}", aliases.VALUES.get(name, {}).get(v, v)]
-        return result
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_paragraph()
+        formatter.write_text(
+            "--config FILE reads options from a YAML file; those of the command line win. vLLM's spellings work too: "
+            "docs/cli.md lists them."
+        )
 
 
-def _is_plain_value(text: str) -> bool:
-    return text.replace(".", "", 1).isdigit() or text.lower() in ("true", "false")
+class _Integer(click.ParamType):
+    """A whole number; 8k is 8000, 8K 8192, and so on with m and M, g and G."""
 
+    name = "integer"
+    _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
-class _Json(click.ParamType):
-    name = "json"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        if isinstance(value, dict):
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        if isinstance(value, int):
             return value
+        text, unit = str(value), 1
+        if text[-1:] in self._UNITS:
+            text, unit = text[:-1], self._UNITS[text[-1]]
         try:
-            found = json.loads(value)
-        except ValueError as error:
-            self.fail(f"is not JSON: {error}", param, ctx)
-        if not isinstance(found, dict):
-            self.fail("is not a JSON object", param, ctx)
-        return found
+            number = Decimal(text) * unit
+            if number == number.to_integral_value():
+                return int(number)
+        except (ArithmeticError, ValueError):
+            pass
+        self.fail(f"{value!r} is not a valid integer", param, ctx)
 
 
 def click_option(option: Option) -> Callable[[Any], Any]:
@@ -122,10 +75,12 @@ def click_option(option: Option) -> Callable[[Any], Any]:
     if option.type is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", option.name, default=None, help=text)
     kind: Any = option.type
+    if kind is int:
+        kind = _Integer()
     if option.choices:
         kind = click.Choice(option.choices)
     elif option.type is dict:
-        kind = _Json()
+        kind = JsonObject()
     return click.option(flag, option.name, type=kind, default=None, multiple=option.multiple, help=text)
 
 
