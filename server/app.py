@@ -21,8 +21,10 @@ from server.limits import Limits, counting
 from server.metrics import CONTENT_TYPE
 from server.openai.chat import Parsers, chat_completions
 from server.openai.completions import completions
+from server.openai.embeddings import embeddings
 from server.openai.models import list_models, show_model
 from server.openai.responses import ROUTES as RESPONSES
+from server.openai.scores import ROUTES as SCORES
 from server.openai.tokenize import detokenize, tokenize
 from server.playground import routes as playground
 from server.routes import plugin_routes
@@ -125,6 +127,8 @@ ROUTES: list[BaseRouteHandler] = [
     chat_completions,
     completions,
     *RESPONSES,
+    embeddings,
+    *SCORES,
     tokenize,
     detokenize,
     *admin.ROUTES,

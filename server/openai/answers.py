@@ -101,6 +101,57 @@ class TextCompletion(msgspec.Struct):
     usage: Usage
 
 
+class PromptUsage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(msgspec.Struct):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+    """base64: little-endian float32"""
+
+
+class EmbeddingList(msgspec.Struct):
+    object: Literal["list"]
+    model: str
+    data: list[Embedding]
+    usage: PromptUsage
+
+
+class Score(msgspec.Struct):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreList(msgspec.Struct):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Score]
+    usage: PromptUsage
+
+
+class RankedText(msgspec.Struct):
+    text: str
+
+
+class Ranked(msgspec.Struct):
+    index: int
+    relevance_score: float
+    document: RankedText | None = None
+
+
+class Ranking(msgspec.Struct):
+    id: str
+    model: str
+    usage: PromptUsage
+    results: list[Ranked]
+
+
 class Model(msgspec.Struct):
     id: str
     object: Literal["model"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from core.errors import RequestError
+from core.errors import RequestError, nearest
 from core.sampling_params import MAX_LOGPROBS, GuidedDecodingParams, SamplingParams
 from server.errors import ApiError, from_decode_error, invalid, unsupported
 from server.openai.schema import ChatCompletionRequest, CompletionRequest, SamplingBody
@@ -56,6 +56,20 @@ def check_keys(raw: bytes, body: type[SamplingBody]) -> None:
                 f"{key} is not known and looks like a constraint on the output; did you mean {near[0]!r}?",
                 param=key,
                 code="unknown_parameter",
+            )
+
+
+def refuse_unknown(raw: bytes, body: type[msgspec.Struct], route: str) -> None:
+    """For routes where a key that nobody documents is a mistake."""
+    try:
+        keys = _keys_decoder.decode(raw)
+    except msgspec.DecodeError as error:
+        raise from_decode_error(error) from None
+    known = body.__struct_fields__
+    for key in keys:
+        if key not in known:
+            raise ApiError(
+                f"{key} is not a parameter of {route}{nearest(key, known)}", param=key, code="unknown_parameter"
             )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from core.sampling_params import MAX_LOGPROBS
-from server.errors import ApiError, from_decode_error, invalid, unsupported
+from server.errors import ApiError, invalid, unsupported
 from server.openai.messages import required_string
 from server.openai.schema import ChatCompletionRequest, ChatMessage, ResponsesRequest, Tool
 
@@ -38,17 +38,6 @@ _REFUSED: dict[str, str] = {
 }
 _TOOL_KEYS = ("type", "name", "description", "parameters", "strict")
 _ITEM_ROLES = ("user", "assistant", "system", "developer")
-
-
-def check_keys(raw: bytes) -> None:
-    """A key that nobody documents is a mistake, as OpenAI's own server says it is."""
-    try:
-        keys = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError as error:
-        raise from_decode_error(error) from None
-    for key in keys:
-        if key not in ResponsesRequest.__struct_fields__:
-            raise ApiError(f"{key} is not a parameter of /v1/responses", param=key, code="unknown_parameter")
 
 
 def refuse(body: ResponsesRequest) -> None:

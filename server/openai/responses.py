@@ -20,7 +20,8 @@ from server.openai import logprobs as logprob_shapes
 from server.openai.answers import InputTokens, ResponseAnswer
 from server.openai.blocks import Block, Change, Step, reasoning_tokens, stream, whole
 from server.openai.chat import Chat, understand
-from server.openai.response_items import check_keys, to_chat
+from server.openai.params import refuse_unknown
+from server.openai.response_items import to_chat
 from server.openai.schema import ResponsesRequest
 from server.openapi import operation
 from server.state import HttpRequest, ServerState, read_body, request_id, unless_gone
@@ -266,7 +267,7 @@ async def events(state: ServerState, reply: Reply) -> AsyncGenerator[bytes, None
 async def _understand(request: HttpRequest) -> Reply:
     state: ServerState = request.app.state.server
     body, raw = await read_body(request, _decoder, state.options.body_timeout_s)
-    check_keys(raw)
+    refuse_unknown(raw, ResponsesRequest, "/v1/responses")
     names: Mapping[str, str] = {}
     try:
         chat_body, names = to_chat(body)

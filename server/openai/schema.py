@@ -143,6 +143,60 @@ class ChatCompletionRequest(SamplingBody, kw_only=True):
     mm_processor_kwargs: dict[str, Any] | None = None
 
 
+class PoolingBody(msgspec.Struct, kw_only=True):
+    """What embeddings, scores and rankings share."""
+
+    model: str | None = None
+    user: str | None = None
+    # vLLM's extras
+    truncate_prompt_tokens: int | None = None
+    truncation_side: str | None = None
+    add_special_tokens: bool | None = None
+    priority: int | None = None
+    cache_salt: str | None = None
+    request_id: str | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
+
+
+class EmbeddingsRequest(PoolingBody, kw_only=True):
+    """POST /v1/embeddings: `input`, or `messages` rendered by the chat template"""
+
+    input: str | list[str | int | list[int]] | None = None
+    dimensions: int | None = None
+    encoding_format: str | None = None
+    # vLLM's
+    messages: list[ChatMessage] | None = None
+    normalize: bool | None = None
+    embed_dtype: str | None = None
+    endianness: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class ScoreRequest(PoolingBody, kw_only=True):
+    """POST /v1/score: `text_1` with `text_2`; or, in newer spellings, `queries` with `documents`, `data_1` with `data_2`"""
+
+    text_1: str | list[str] | None = None
+    text_2: str | list[str] | None = None
+    queries: str | list[str] | None = None
+    documents: str | list[str] | None = None
+    data_1: str | list[str] | None = None
+    data_2: str | list[str] | None = None
+
+
+class RerankRequest(PoolingBody, kw_only=True):
+    """POST /v1/rerank"""
+
+    query: str
+    documents: list[str | dict[str, Any]]
+    top_n: int | None = None
+    return_documents: bool | None = None
+    max_tokens_per_doc: int | None = None
+    rank_fields: list[str] | None = None
+
+
 class TokenizeRequest(msgspec.Struct, kw_only=True):
     """POST /tokenize: `prompt`, or `messages` rendered by the chat template"""
 
