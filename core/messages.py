@@ -1,7 +1,8 @@
 """What crosses the boundary between a client (server or embedding) and the engine. Never pickle.
 
-A sequence is named by its `handle`, an integer that the client draws. Token arrays travel as the bytes
-of little-endian numpy arrays, so that a step of 1,000 sequences is one short frame.
+A sequence is named by its `handle`, an integer that the client draws; the bits above CLIENT_SHIFT are the client's number,
+so that several clients share one engine and each gets what is its own. Client 0 is the process that started the engine.
+Token arrays travel as the bytes of little-endian numpy arrays, so that a step of 1,000 sequences is one short frame.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import msgspec
 
 from core.sampling_params import SamplingParams
+
+CLIENT_SHIFT = 40
+"""A client draws 2**40 handles and call ids at most, 11 days at a million a second."""
 
 
 class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
@@ -35,10 +39,25 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     handles: list[int]
 
 
+class Join(msgspec.Struct, frozen=True, tag=True):
+    """One more client. Its sequences and calls are answered at `outbox`, a zmq address where it listens already."""
+
+    client: int
+    """1 or more, never used before in this engine process"""
+    outbox: str
+
+
+class Leave(msgspec.Struct, frozen=True, tag=True):
+    """The client is gone: its sequences end, and nothing is sent to it any more."""
+
+    client: int
+
+
 class Call(msgspec.Struct, frozen=True, tag=True):
     """A question or order outside the step: stats, inspect, reset_prefix_cache, ping ..."""
 
     call_id: int
+    """Drawn as handles are"""
     method: str
     arguments: dict[str, object] = {}
 
@@ -49,7 +68,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     drain_s: float = 0.0
 
 
-ToEngine = AddRequest | Abort | Call | Shutdown
+ToEngine = AddRequest | Abort | Join | Leave | Call | Shutdown
 
 
 class Logprobs(msgspec.Struct, frozen=True, array_like=True):

@@ -17,12 +17,13 @@ from core.text.tokenizer import Tokenizer
 
 
 class ClientSide:
-    def __init__(self, config: EngineConfig, ready: EngineReady) -> None:
+    def __init__(self, config: EngineConfig, ready: EngineReady, first_number: int = 0) -> None:
+        """`first_number`: handles are drawn from there on."""
         model = config.model
         self.tokenizer = (
             None if model.skip_tokenizer_init else Tokenizer.from_folder(model.tokenizer or ready.model_path)
         )
-        self.inputs = InputProcessor(ready, self.tokenizer, model.seed)
+        self.inputs = InputProcessor(ready, self.tokenizer, model.seed, first_number)
         self.outputs = OutputProcessor(self.tokenizer)
         self.pooling_type = pooling_type(model.pooling_type, ready.model_path)
         self.chat_template = self._load_template(model.chat_template)

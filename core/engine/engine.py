@@ -31,7 +31,7 @@ class Engine:
         self._lock = threading.RLock()
         self._closed = False
         self._inbox: list[FromEngine] = []
-        self._loop = EngineLoop(self.config, self._inbox.append)
+        self._loop = EngineLoop(self.config, lambda message, _: self._inbox.append(message))
         self.config, self.ready = self._loop.config, self._loop.ready
         self._client = ClientSide(self.config, self.ready)
         for name, choice in self.ready.choices.items():

@@ -39,6 +39,10 @@ class GuidedRequests:
         """Requests whose grammar is not there yet."""
         return len(self._held)
 
+    def held_handles(self) -> list[int]:
+        """Those requests, by handle."""
+        return list(self._held)
+
     @property
     def num_running(self) -> int:
         """Requests with a matcher: admitted, and not known to have ended."""

@@ -21,9 +21,11 @@ Prompt = str | Sequence[int] | dict[str, Any]
 
 
 class InputProcessor:
-    def __init__(self, ready: EngineReady, tokenizer: Tokenizer | None, default_seed: int) -> None:
+    def __init__(
+        self, ready: EngineReady, tokenizer: Tokenizer | None, default_seed: int, first_number: int = 0
+    ) -> None:
         self.ready, self.tokenizer = ready, tokenizer
-        self._handles = itertools.count(1)
+        self._handles = itertools.count(first_number + 1)
         self._ids = itertools.count()
         self._default_seed = default_seed
 

@@ -16,6 +16,7 @@ import numpy as np
 from core.batch import StepPlan
 from core.config import EngineConfig
 from core.engine.guided_requests import GuidedRequests
+from core.engine.routing import Router, client_of
 from core.errors import ConfigError, RequestError
 from core.interfaces.executor import Executor, StepTicket
 from core.messages import (
@@ -28,6 +29,8 @@ from core.messages import (
     Finished,
     FromEngine,
     Inspection,
+    Join,
+    Leave,
     Logprobs,
     RunningRow,
     Shutdown,
@@ -43,17 +46,17 @@ STATS_INTERVAL_S = 0.1
 
 
 class EngineLoop:
-    """`send` gets every message for the client; it is called from the thread that calls `handle` and `step`."""
+    """`send(message, client)` gets every message; it is called from the thread that calls `handle` and `step`."""
 
     def __init__(
         self,
         config: EngineConfig,
-        send: Callable[[FromEngine], None],
+        send: Callable[[FromEngine, int], None],
         registry: Registry | None = None,
         past: EngineStats | None = None,
     ) -> None:
         """`past`: the last known counters of the engine that this one takes the place of; its own go on from there."""
-        self._send = send
+        self._router = Router(send)
         self._past = past
         registry = registry or load_registry(config.plugins)
         name = "in_process" if config.device.executor == "auto" else config.device.executor
@@ -95,12 +98,23 @@ class EngineLoop:
 
     # ---- messages
 
+    def knows(self, client: int) -> bool:
+        """The client has joined and not left."""
+        return self._router.knows(client)
+
     def handle(self, message: ToEngine) -> None:
         """Take in one message. A bad request ends itself alone."""
         if isinstance(message, AddRequest):
-            self._add(message)
+            if self.knows(client_of(message.handles[0])):
+                self._add(message)
         elif isinstance(message, Abort):
             self._abort(message.handles)
+        elif isinstance(message, Join):
+            self._router.join(message.client)
+        elif isinstance(message, Leave):
+            self._router.leave(message.client)
+            live = (*self.scheduler.live_handles(), *self._guided.held_handles())
+            self._abort([h for h in live if client_of(h) == message.client])
         elif isinstance(message, Call):
             self._call(message)
         elif isinstance(message, Shutdown):
@@ -148,7 +162,7 @@ class EngineLoop:
 
     def _refuse(self, handle: int, message: str, param: str | None, kind: str = "RequestError") -> None:
         finished = Finished(handle=handle, reason="error", error=message, param=param, stop_reason=kind)
-        self._send(StepOutput(finished=[finished]))
+        self._router.answer(StepOutput(finished=[finished]), handle)
 
     def _abort(self, handles: list[int]) -> None:
         held = [r for h in handles if (r := self._guided.drop(h)) is not None]
@@ -172,7 +186,7 @@ class EngineLoop:
                 error = str(failed)
         elif call.method != "ping":
             error = f"engine call {call.method!r} is not known (inspect, ping, reset_prefix_cache, start_profile, stats, stop_profile)"
-        self._send(CallResult(call_id=call.call_id, value=value, error=error))
+        self._router.answer(CallResult(call_id=call.call_id, value=value, error=error), call.call_id)
 
     def _inspect(self, begin: int, count: int, num_rows: int) -> Inspection:
         scheduler = self.scheduler
@@ -272,16 +286,14 @@ class EngineLoop:
             stats = self._stats()
         if not (len(update.handles) or update.finished or logprobs or prompt_logprobs or stats):
             return
-        self._send(
-            StepOutput(
-                handles=update.handles.astype(np.int64).tobytes(),
-                token_ids=update.token_ids.astype(np.int32).tobytes(),
-                finished=[_finished(r) for r in update.finished],
-                logprobs=logprobs,
-                prompt_logprobs=prompt_logprobs,
-                stats=stats,
-                time_s=now,
-            )
+        self._router.step(
+            now,
+            update.handles,
+            update.token_ids,
+            [_finished(r) for r in update.finished],
+            logprobs,
+            prompt_logprobs,
+            stats,
         )
 
     def _finish(self, requests: Iterable[Request]) -> None:
@@ -290,7 +302,7 @@ class EngineLoop:
             self._guided.drop(request.handle)
             finished.append(_finished(request))
         if finished:
-            self._send(StepOutput(finished=finished, stats=self._stats(), time_s=time.monotonic()))
+            self._router.step(time.monotonic(), finished=finished, stats=self._stats())
 
     def shutdown(self) -> None:
         self._guided.shutdown()

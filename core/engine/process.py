@@ -1,7 +1,8 @@
 """The engine process: `python -m core.engine.process`. It does nothing but steps.
 
 Its standard input carries the options (msgpack, one frame, length first) and then stays open: when it closes, the parent
-is gone, and so are we. Messages travel over two zmq sockets whose addresses come with the options.
+is gone, and so are we. Messages travel over zmq: one inbox for all clients, an outbox for each; the parent's addresses come
+with the options, other clients name theirs when they join.
 """
 
 from __future__ import annotations
@@ -46,16 +47,22 @@ def main() -> None:
     setup = read_options()
     threading.Thread(target=_watch_parent, daemon=True).start()
     context = zmq.Context()
-    inbox, outbox = context.socket(zmq.PULL), context.socket(zmq.PUSH)
-    for socket in (inbox, outbox):
-        socket.set_hwm(0)
-    inbox.connect(setup["inbox"])
-    outbox.connect(setup["outbox"])
-    begun = time.perf_counter()
-    from core.messages import EngineFailed, EngineStats, FromEngine, encoder, to_engine_decoder
+    inbox = context.socket(zmq.PULL)
+    inbox.set_hwm(0)
+    inbox.bind(setup["inbox"])
+    outboxes: dict[int, zmq.Socket[bytes]] = {}
 
-    def send(message: FromEngine) -> None:
-        outbox.send(encoder.encode(message), copy=False)
+    def join(client: int, address: str) -> None:
+        outboxes[client] = outbox = context.socket(zmq.PUSH)
+        outbox.set_hwm(0)
+        outbox.connect(address)
+
+    join(0, setup["outbox"])
+    begun = time.perf_counter()
+    from core.messages import EngineFailed, EngineStats, FromEngine, Join, Leave, encoder, to_engine_decoder
+
+    def send(message: FromEngine, client: int) -> None:
+        outboxes[client].send(encoder.encode(message), copy=False)
 
     loop = None
     try:
@@ -67,11 +74,16 @@ def main() -> None:
         past = msgspec.convert(setup["past"], EngineStats) if setup["past"] is not None else None
         loop = EngineLoop(config, send, past=past)
         loop.ready.timeline.insert(0, ("import", imported))
-        send(loop.ready)
+        send(loop.ready, 0)
         while loop.stop_at_s is None or (loop.has_work and time.monotonic() < loop.stop_at_s):
             # blocks when idle: no processor time is used
             while inbox.poll(0 if loop.has_work else 1000 if loop.stop_at_s is None else 0):
-                loop.handle(to_engine_decoder.decode(inbox.recv()))
+                message = to_engine_decoder.decode(inbox.recv())
+                loop.handle(message)
+                if isinstance(message, Join) and loop.knows(message.client):
+                    join(message.client, message.outbox)
+                if isinstance(message, Leave) and message.client in outboxes:
+                    outboxes.pop(message.client).close(linger=0)
             if loop.has_work:
                 loop.step()
     except Exception as error:
@@ -79,11 +91,13 @@ def main() -> None:
 
         if not isinstance(error, BackplaneError):  # ours say all there is to say
             traceback.print_exc()
-        send(EngineFailed(error=str(error) or type(error).__name__, kind=type(error).__name__))
+        for client in outboxes:
+            send(EngineFailed(error=str(error) or type(error).__name__, kind=type(error).__name__), client)
     finally:
         if loop is not None:
             loop.shutdown()
-        outbox.close(linger=1000)
+        for outbox in outboxes.values():
+            outbox.close(linger=1000)
         inbox.close(linger=0)
         context.term()
         sys.stderr.flush()

@@ -466,6 +466,10 @@ class Scheduler:
         request = self._requests.get(handle)
         return request if request is not None and request.row >= 0 else None
 
+    def live_handles(self) -> list[int]:
+        """Of every sequence that has not ended."""
+        return list(self._requests)
+
     def streams(self, handle: int) -> bool:
         return self._requests[handle].stream
 
