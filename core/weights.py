@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -63,8 +63,14 @@ def _is_lfs_pointer(path: Path) -> bool:
         return file.read(24) == b"version https://git-lfs."
 
 
-def load_weights(model: nn.Module, weight_map: WeightMap, files: list[Path]) -> None:
-    """Fill every parameter of `model`. Raises ModelError for tensors missing, left over or of another shape."""
+def load_weights(
+    model: nn.Module, weight_map: WeightMap, files: list[Path], progress: Callable[[int, int], None] | None = None
+) -> None:
+    """Fill every parameter of `model`. Raises ModelError for tensors missing, left over or of another shape.
+
+    progress(bytes done, bytes of all files) is called after every tensor.
+    """
+    done, total = 0, sum(path.stat().st_size for path in files if path.exists())
     parameters = dict(model.named_parameters())
     fused: dict[str, tuple[str, int]] = {}
     for target, sources in weight_map.fused.items():
@@ -80,6 +86,9 @@ def load_weights(model: nn.Module, weight_map: WeightMap, files: list[Path]) -> 
         parts = next((len(s) for t, s in weight_map.fused.items() if name.endswith("." + t)), 1)
         missing[name] = set(range(parts))
     for stored_name, tensor, path in read_tensors(files):
+        done += tensor.numel() * tensor.element_size()
+        if progress is not None:
+            progress(done, total)
         name = stored_name
         for old, new in weight_map.renames:
             if name.startswith(old):

@@ -28,6 +28,7 @@ from server import logs
 from server.app import create_app
 from server.config import ServerConfig
 from server.connection import connection_class
+from server.start_up import show_serving, show_start_up
 from server.state import ServerState
 
 log = logging.getLogger("backplane.server")
@@ -90,22 +91,6 @@ def address(sock: socket.socket, options: ServerConfig) -> str:
     host, port = sock.getsockname()[:2]
     scheme = "https" if options.ssl_certfile else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
-
-
-def start_up_lines(engine: AsyncEngine) -> list[str]:
-    """What "auto" became and why, where the time went, where the memory went."""
-    ready = engine.ready
-    lines = [f"{name}: {choice}" for name, choice in ready.choices.items()]
-    if ready.timeline:
-        lines.append("start-up: " + ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in ready.timeline))
-    if ready.memory:
-        lines.append("memory: " + ", ".join(f"{use} {size / 2**20:,.1f} MiB" for use, size in ready.memory.items()))
-    tokens = ready.num_blocks * ready.block_size
-    lines.append(
-        f"KV cache: {ready.num_blocks:,} blocks of {ready.block_size} tokens, {tokens / ready.max_model_len:.1f} "
-        f"requests of the longest kind ({ready.max_model_len:,} tokens)"
-    )
-    return lines
 
 
 class _Stopper:
@@ -178,8 +163,7 @@ async def _serve(engine_config: EngineConfig, options: ServerConfig, sock: socke
             await asyncio.gather(starting, return_exceptions=True)
             return
         starting.result()
-        for line in start_up_lines(engine):
-            print(line, flush=True)
+        show_start_up(engine.ready)
         app = create_app(engine, options)
         state: ServerState = app.state.server
         if options.restart_engine:
@@ -188,8 +172,7 @@ async def _serve(engine_config: EngineConfig, options: ServerConfig, sock: socke
         serving = asyncio.ensure_future(server.serve(sockets=[sock]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.005)
-        where = address(sock, options)
-        print(f"serving {', '.join(state.served_names)} on {where} (OpenAI API: {where}/v1)", flush=True)
+        show_serving(state.served_names, address(sock, options))
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
             await stopper.drain(state)

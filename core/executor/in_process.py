@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from core.executor.model_source import find_model
 from core.interfaces.attention import AttentionBackend
 from core.interfaces.model import ModelContext
 from core.kernels import dispatch
+from core.progress import ProgressLine
 from core.registry import Registry
 from core.runner.input_batch import InputBatch
 from core.runner.memory import bytes_per_block, count_blocks
@@ -82,17 +84,8 @@ class InProcessExecutor:
         architecture = self._architecture(config, registry)
         max_model_len = self._max_model_len(config)
         context = ModelContext(self.model_config, dtype, device, backend, quantization, max_model_len)
-        with torch.inference_mode():
-            model = registry.get("model", architecture)(context)
-            self._phase("build model")
-            if config.model.load_format == "dummy":
-                fill_dummy(model, config.model.seed)
-            else:
-                load_weights(model, model.weight_map, checkpoint_files(folder))
-            # counted as stored: a method may repack them into tensors of another kind
-            weights = {p.data_ptr(): p.nbytes for p in model.parameters()}
-            finish_linears(model)
-        if device.type == "cpu" and config.device.num_threads is None and sum(weights.values()) < SMALL_MODEL_BYTES:
+        model, weight_bytes = self._load(config, registry.get("model", architecture), context, folder)
+        if device.type == "cpu" and config.device.num_threads is None and weight_bytes < SMALL_MODEL_BYTES:
             torch.set_num_threads(1)
             self.choices["device"] = "cpu (1 thread: a model this small only waits for a second one)"
         self._phase("load weights")
@@ -122,7 +115,7 @@ class InProcessExecutor:
             self.choices["graphs"] = f"{count} CUDA graphs of steps" if count else "none"
         self.vocab_size = int(self.model_config["vocab_size"])
         self.eos_token_ids = eos_token_ids(folder, self.model_config)
-        self.memory = {"weights": sum(weights.values()), "kv_cache": self.num_blocks * block_bytes}
+        self.memory = {"weights": weight_bytes, "kv_cache": self.num_blocks * block_bytes}
         overlap = config.scheduler.async_scheduling
         overlap = device.type == "cuda" if overlap is None else overlap
         self.config = dataclasses.replace(
@@ -164,6 +157,21 @@ class InProcessExecutor:
             log.info("the trace is in %s", self._profiling.stop())
         self.runner.caches.clear()
 
+    def _load(self, config: EngineConfig, made_by: Any, context: ModelContext, folder: Path) -> tuple[Any, int]:
+        """The model with its weights, and their bytes."""
+        with torch.inference_mode():
+            model = made_by(context)
+            self._phase("build model")
+            if config.model.load_format == "dummy":
+                fill_dummy(model, config.model.seed)
+            else:
+                with ProgressLine("loading weights") as progress:
+                    load_weights(model, model.weight_map, checkpoint_files(folder), progress)
+            # counted as stored: a method may repack them into tensors of another kind
+            weights = {p.data_ptr(): p.nbytes for p in model.parameters()}
+            finish_linears(model)
+        return model, sum(weights.values())
+
     # ---- resolving "auto"
 
     def _phase(self, name: str) -> None:
@@ -181,7 +189,7 @@ class InProcessExecutor:
             threads = config.device.num_threads or len(os.sched_getaffinity(0))
             torch.set_num_threads(threads)
             keep_freed_memory()
-            self.choices["device"] = f"cpu ({threads} threads)"
+            self.choices["device"] = f"cpu ({threads} thread{'s' * (threads > 1)})"
             return torch.device("cpu")
         device = torch.device("cuda", torch.cuda.current_device())
         self.choices["device"] = f"cuda ({torch.cuda.get_device_name(device)})"

@@ -14,6 +14,7 @@ from core.interfaces.model import Model
 from core.kernels import dispatch
 from core.kernels.launch import fixed_order
 from core.messages import Logprobs
+from core.progress import ProgressLine
 from core.runner.input_batch import InputBatch
 from core.runner.pooling import Pooler
 from core.sampling.logprobs import gather_logprobs, to_message
@@ -131,7 +132,8 @@ class ModelRunner:
         phase("compile kernels")
         if graphs is None:
             return 0
-        count = graphs.capture()
+        with ProgressLine("capturing graphs") as progress:
+            count = graphs.capture(progress)
         phase("capture graphs")
         self.graphs = graphs
         return count
