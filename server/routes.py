@@ -13,7 +13,7 @@ from litestar.handlers.base import BaseRouteHandler
 
 from core.errors import PluginError
 from core.registry import Registry, load_target
-from server.route_entries import route_entries
+from server.hook_entries import hook_entries
 from server.state import ServerState
 
 
@@ -23,7 +23,7 @@ def plugin_routes(registry: Registry, state: ServerState, taken: Iterable[BaseRo
     for handler in taken:
         owners |= dict.fromkeys(_places(handler), "the server itself")
     handlers: list[BaseRouteHandler] = []
-    for entry in route_entries(registry):
+    for entry in hook_entries(registry, "routes"):
         out = f"--disable-plugin {entry.plugin}"
         given = load_target(entry)
         if callable(given) and not isinstance(given, BaseRouteHandler):

@@ -15,7 +15,7 @@ from core import hookspecs
 from core.config import PluginConfig
 from core.errors import PluginError, nearest
 from core.registry import SERVER_HOOKS, Entry, Registry, distribution_key, load_registry, load_target
-from server.route_entries import route_entries
+from server.hook_entries import HOOKS, hook_entries
 
 Verdict = tuple[Literal["ok", "warning", "broken"], str]
 
@@ -52,15 +52,15 @@ def check_distribution(distribution: str) -> Iterator[Verdict]:
         yield from _check_module(point, registry, key)
     broken = {b.plugin for b in registry.broken if distribution_key(b.distribution) == key}
     entries = [e for e in registry.entries if distribution_key(e.distribution) == key]
-    routes: list[Entry] = []
-    if not broken:
+    ours: list[Entry] = []
+    for kind in HOOKS if not broken else ():
         try:
-            routes = [e for e in route_entries(registry) if distribution_key(e.distribution) == key]
+            ours += [e for e in hook_entries(registry, kind) if distribution_key(e.distribution) == key]
         except PluginError as error:
             yield "broken", str(error)
-    if not entries and not routes and not broken:
+    if not entries and not ours and not broken:
         yield "warning", f"registers nothing; hooks are {', '.join(sorted(hookspecs.KINDS.values()))}"
-    for entry in [*entries, *routes]:
+    for entry in [*entries, *ours]:
         yield from _check_entry(entry, registry)
 
 

@@ -21,17 +21,34 @@ class _Lazy(click.Group):
     }
     HELP = {
         "bench": "Measure: latency, throughput, serve.",
-        "plugins": "What is installed: list, check.",
+        "plugins": "What is installed: list, check, new.",
         "doctor": "Say what this machine has and what would be chosen.",
     }
 
+    OURS = ["serve", "generate", "chat", "bench", "plugins", "doctor"]
+
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return ["serve", "generate", "chat", "bench", "plugins", "doctor"]
+        return [*self.OURS, *self._plugins()]
+
+    def _plugins(self) -> dict[str, Any]:
+        """Commands of plugins; looked for once, and never for one of our own."""
+        if self._from_plugins is None:
+            from server.cli.plugin_commands import plugin_commands
+
+            self._from_plugins = plugin_commands(self.OURS)
+        return self._from_plugins
+
+    _from_plugins: dict[str, Any] | None = None
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in self.LAZY:
+        if name in self.commands:
             return super().get_command(ctx, name)
         import importlib
+
+        if name not in self.LAZY:
+            from server.cli.plugin_commands import load_command
+
+            return load_command(self._plugins()[name]) if name in self._plugins() else None
 
         module, _, attribute = self.LAZY[name].partition(":")
         return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
@@ -39,15 +56,22 @@ class _Lazy(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = []
         for name in self.list_commands(ctx):
-            command = self.commands.get(name)
-            rows.append((name, command.get_short_help_str(70) if command else self.HELP[name]))
+            if command := self.commands.get(name):
+                text = command.get_short_help_str(70)
+            elif name in self.HELP:
+                text = self.HELP[name]
+            else:
+                entry = self._plugins()[name]
+                text = f"{entry.info.get('help', '')} ({entry.distribution})".strip()
+            rows.append((name, text))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         from core.errors import nearest
 
-        if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in self.OURS and name not in self._plugins():
             raise click.UsageError(f"no command {args[0]!r}{nearest(args[0], self.list_commands(ctx))}")
         return super().resolve_command(ctx, args)
 

@@ -77,11 +77,12 @@ def list_plugins(as_json: bool, plugin: tuple[str, ...], disable_plugin: tuple[s
 
 def _rows(registry: Registry) -> list[dict[str, str]]:
     from core.errors import PluginError
-    from server.route_entries import route_entries
+    from server.hook_entries import HOOKS, hook_entries
 
     entries: list[Entry] = list(registry.entries)
     try:
-        entries += route_entries(registry)
+        for kind in HOOKS:
+            entries += hook_entries(registry, kind)
     except PluginError as error:
         click.secho(f"warning: {error}", fg="yellow", err=True)
     rows = [

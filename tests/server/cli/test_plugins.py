@@ -174,6 +174,16 @@ MISTAKES = {
         ["warning", "backplane registers this name too", "--plugin tool_parser:hermes=bad-conflict"],
         0,
     ),
+    "bad-command": (
+        "from core import hookimpl\n@hookimpl\ndef register_commands(register):\n"
+        "    register('count', 'bad_command:count', help='Count up.')\n    register('serve', 'bad_command:count')\n"
+        "    register('number', 'bad_command:NUMBER')\nNUMBER = 3\n"
+        "def __getattr__(name):\n    if name != 'count':\n        raise AttributeError(name)\n    import click\n\n"
+        "    @click.command()\n    @click.argument('n', type=int)\n    def count(n):\n        click.echo(list(range(n)))\n\n"
+        "    return count\n",
+        ["ok command count", "bad_command:count"],
+        0,
+    ),
     "bad-nothing": ("\n", ["warning", "registers nothing"], 0),
 }
 
@@ -192,18 +202,51 @@ def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
+@pytest.fixture(scope="module")
+def verdicts(mistakes: Path) -> dict[str, list[list[str]]]:
+    """What `check` finds in each, all in one process."""
+    code = (
+        "import json, sys\nfrom server.cli.check_plugin import check_distribution\n"
+        "print(json.dumps({name: list(check_distribution(name)) for name in sys.argv[1:]}))\n"
+    )
+    done = python("-c", code, *MISTAKES, site=mistakes)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 @pytest.mark.parametrize("name", MISTAKES)
-def test_check_names_the_mistake(mistakes: Path, name: str):
-    done = engine("plugins", "check", name, site=mistakes)
+def test_check_names_the_mistake(verdicts: dict[str, list[list[str]]], name: str):
     _, texts, status = MISTAKES[name]
-    assert done.returncode == status, done.stdout + done.stderr
-    for text in texts:
-        assert text in done.stdout, done.stdout + done.stderr
+    text = "\n".join(f"{verdict} {finding}" for verdict, finding in verdicts[name])
+    for expected in texts:
+        assert expected in text
+    assert ("broken" in {verdict for verdict, _ in verdicts[name]}) == bool(status), text
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "sums"), [("bad-hook", 1, "1 broken"), ("bad-nothing", 0, "1 ok, 1 warning")]
+)
+def test_check_as_a_command(mistakes: Path, name: str, status: int, sums: str):
+    done = engine("plugins", "check", name, site=mistakes)
+    assert done.returncode == status and sums in done.stdout.splitlines()[-1], done.stdout + done.stderr
 
 
 def test_check_of_what_is_not_there(mistakes: Path):
     done = engine("plugins", "check", "bad-improt", site=mistakes)
     assert done.returncode == 1 and "did you mean 'bad-import'" in done.stderr
+
+
+def test_a_plugin_brings_commands(mistakes: Path):
+    done = engine("count", "4", site=mistakes)
+    assert done.stdout == "[0, 1, 2, 3]\n", done.stderr
+    done = engine("--help", site=mistakes)
+    assert "count     Count up. (bad-command)" in done.stdout and done.returncode == 0
+    assert "command 'serve' of bad-command is left out: `engine serve` is Backplane's own" in done.stderr
+    done = engine("cuont", site=mistakes)
+    assert done.returncode == 2 and "no command 'cuont'; did you mean 'count'?" in done.stderr
+    done = engine("number", site=mistakes)
+    assert done.returncode == 1 and "is int, neither a click command nor a function" in done.stderr
+    assert {r["state"] for r in rows(mistakes) if r["kind"] == "command"} == {"ready"}
 
 
 def test_list_warns_of_broken_plugins_and_goes_on(mistakes: Path):

@@ -1,4 +1,4 @@
-"""What plugins register as routes of the HTTP server. Imports no HTTP library: `engine plugins list` asks too."""
+"""What plugins register through the server's own hooks. Imports no HTTP library: the command line asks too."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from core.errors import PluginError
 from core.registry import Entry, Registry
 from server import hookspecs
 
-KIND = "routes"
+HOOKS = {"routes": "register_routes", "command": "register_commands"}
+"""Kind -> hook. Core's kinds are in core/hookspecs.py."""
 
 
-def route_entries(registry: Registry) -> list[Entry]:
-    """What the loaded plugins registered. Raises PluginError for a hook that fails: its routes would be missed."""
-    hook = getattr(registry.pm.hook, "register_routes", None)
+def hook_entries(registry: Registry, kind: str) -> list[Entry]:
+    """What the loaded plugins registered. Raises PluginError for a hook that fails: what it gives would be missed."""
+    name = HOOKS[kind]
+    hook = getattr(registry.pm.hook, name, None)
     if hook is None or not hook.has_spec():
         try:
             registry.pm.add_hookspecs(hookspecs)
         except pluggy.PluginValidationError as error:
-            raise PluginError(f"register_routes takes one argument, `register`: {error}") from None
+            raise PluginError(f"{name} takes one argument, `register`: {error}") from None
     found: list[Entry] = []
-    for hook in sorted(registry.pm.hook.register_routes.get_hookimpls(), key=lambda h: h.plugin_name):
+    for hook in sorted(getattr(registry.pm.hook, name).get_hookimpls(), key=lambda h: h.plugin_name):
         distribution, _, plugin = hook.plugin_name.partition(":")
 
         def register(name: str, target: str, *, _of: tuple[str, str] = (plugin, distribution), **info: Any) -> None:
-            found.append(Entry(KIND, name, target, *_of, _version(_of[1]), info))
+            found.append(Entry(kind, name, target, *_of, _version(_of[1]), info))
 
         try:
             hook.function(register)
         except Exception as error:
             raise PluginError(
-                f"register_routes of plugin {plugin!r} ({distribution}) failed; mend it, or leave it out with "
+                f"{name} of plugin {plugin!r} ({distribution}) failed; mend it, or leave it out with "
                 f"--disable-plugin {plugin}:\n{traceback.format_exc()}"
             ) from error
     return found
