@@ -41,7 +41,8 @@ CONFIGS = (
     (16, FixedConfig(16, 64, 128, 4, 4, True)),
     (32, FixedConfig(32, 64, 128, 4, 4, True)),
     (64, FixedConfig(64, 64, 128, 3, 4, True)),
-    (256, FixedConfig(128, 64, 64, 4, 4, True)),
+    (128, FixedConfig(128, 64, 64, 4, 4, True)),
+    (256, FixedConfig(128, 128, 64, 4, 8, True)),
     (1 << 30, FixedConfig(256, 128, 64, 3, 8, False)),
 )
 """By the most rows. The weight is the left operand, so that few rows fit wgmma too."""
@@ -91,7 +92,7 @@ def _one_split(
 
 
 @triton.jit(do_not_specialize=["M"])
-def _fixed_kernel(
+def _fixed_linear_kernel(
     x_ptr, w_ptr, bias_ptr, y_ptr, part_ptr, count_ptr, M, N, K, stride_x, split_inputs,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, STAGES: tl.constexpr, SPLITS: tl.constexpr,
     PARALLEL: tl.constexpr, EVEN: tl.constexpr, BIAS: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
@@ -165,7 +166,7 @@ def fixed_linear(
     pdl = has_pdl(x)
     stages = config.stages if pdl else min(config.stages, 2)
     launch(
-        _fixed_kernel, (tiles, splits if config.parallel else 1),
+        _fixed_linear_kernel, (tiles, splits if config.parallel else 1),
         flat, weight, weight if bias is None else bias, y, part, count, rows, outputs, inputs, flat.stride(0),
         triton.cdiv(inputs, splits), ROWS=config.rows, OUTPUTS=config.outputs, INPUTS=config.inputs, STAGES=stages,
         SPLITS=splits, PARALLEL=config.parallel, EVEN=inputs % (splits * config.inputs) == 0, BIAS=bias is not None,

@@ -156,8 +156,9 @@ def rope_and_cache(
     tokens = qkv.shape[0]
     if tokens == 0:
         return qkv
-    most_tokens = 0 if is_fixed_order() else tokens
-    heads, warps = next((h, w) for most, h, w in CONFIGS if most_tokens <= most)
+    # a norm sums over a head; how depends on the tile
+    sums_alike = is_fixed_order() and q_weight is not None
+    heads, warps = CONFIGS[0][1:] if sums_alike else next((h, w) for most, h, w in CONFIGS if tokens <= most)
     pdl = has_pdl(qkv)
     launch(
         _rope_and_cache_kernel, (tokens, triton.cdiv(total, heads)),

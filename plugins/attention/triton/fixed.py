@@ -24,7 +24,7 @@ MAX_ROWS = 128
 
 
 @triton.jit
-def _fixed_kernel(
+def _fixed_attention_kernel(
     q_ptr, keys_ptr, values_ptr, out_ptr, table_ptr, starts_ptr, lengths_ptr, tiles_ptr, slopes_ptr,
     stride_q, stride_out, stride_table, stride_block, stride_slot, qk_scale, soft_cap,
     GROUP: tl.constexpr, GROUP_ROWS: tl.constexpr, POSITIONS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -137,7 +137,7 @@ def fixed_attention(
     cap = spec.soft_cap is not None
     pdl = has_pdl(query)
     launch(
-        _fixed_kernel, (spec.num_kv_heads, count, 1 if tiles is None else triton.cdiv(TILE, positions)),
+        _fixed_attention_kernel, (spec.num_kv_heads, count, 1 if tiles is None else triton.cdiv(TILE, positions)),
         query, keys, values, out, block_table, query_start_loc, seq_lens, seq_lens if tiles is None else tiles,
         seq_lens if slopes is None else slopes,
         query.stride(0), out.stride(0), block_table.stride(0), keys.stride(0), keys.stride(1),

@@ -1,8 +1,6 @@
-"""Our engine on the workloads of a peer comparison, Llama-3.1-8B's shape by default, dummy weights, token-id prompts.
+"""Our engine on the workloads, with random weights; with --profile, where a step's time goes.
 
-    python benchmarks/engine_gpu.py --workloads-module ../shared/peers/workloads.py [--workloads latency_b1,mixed_256]
-
-The module gives the workloads, the timing and the result lines (build, measure_all, emit); ours are tagged "backplane".
+python benchmarks/gpu/run_backplane.py [--workloads latency_b1,mixed_256] [--shape qwen3-0.6b]
 """
 
 from __future__ import annotations
@@ -10,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import importlib.util
 import itertools
 import json
 import random
@@ -18,34 +15,23 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import workloads
 
-
-def load_module(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("workloads", path)
-    assert spec is not None and spec.loader is not None, path
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["workloads"] = module  # its dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 class Server:
     """An engine in this process that serves workloads."""
 
-    def __init__(
-        self, workloads: ModuleType, config: dict[str, Any], prefix_caching: bool, options: dict[str, Any]
-    ) -> None:
+    def __init__(self, shape: str, prefix_caching: bool, options: dict[str, Any]) -> None:
         from core import Engine
 
         start = time.perf_counter()
         self._folder = tempfile.TemporaryDirectory()
-        Path(self._folder.name, "config.json").write_text(json.dumps(config))
         self.engine = Engine(
-            self._folder.name,
+            workloads.write_model_dir(Path(self._folder.name), shape),
             load_format="dummy",
             skip_tokenizer_init=True,
             max_model_len=workloads.MAX_MODEL_LEN,
@@ -55,7 +41,7 @@ class Server:
         )
         self.start_s = time.perf_counter() - start
 
-    def serve(self, work: Any) -> int:
+    def serve(self, work: workloads.Workload) -> int:
         from core import SamplingParams
 
         params = [
@@ -91,7 +77,7 @@ def steps_ms(spans: list[tuple[int, int, str]]) -> list[float]:
     return [round(gaps[len(gaps) * q // 100], 3) for q in (10, 50, 90)] if gaps else []
 
 
-def profile(server: Server, work: Any, most: int | None) -> dict[str, Any]:
+def profile(server: Server, work: workloads.Workload, most: int | None) -> dict[str, Any]:
     """One run under the profiler: which kernels take the time, and for what share of it any kernel runs.
 
     most: output tokens of a request at most, so that the trace stays small.
@@ -103,7 +89,7 @@ def profile(server: Server, work: Any, most: int | None) -> dict[str, Any]:
         requests = [dataclasses.replace(r, output_len=min(most, r.output_len)) for r in work.requests]
         work = dataclasses.replace(work, requests=requests)
     if work.warm_requests:
-        server.serve(dataclasses.replace(work, requests=work.warm_requests))
+        server.serve(dataclasses.replace(work, requests=list(work.warm_requests), warm_requests=()))
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as trace:
         start = time.perf_counter()
         server.serve(work)
@@ -131,7 +117,7 @@ def profile(server: Server, work: Any, most: int | None) -> dict[str, Any]:
     }
 
 
-def decodes(workloads: ModuleType, count: int) -> Any:
+def decodes(count: int) -> workloads.Workload:
     """`count` requests of very different lengths that decode together for 60 steps."""
     rng = random.Random(count)
     requests = [
@@ -142,57 +128,47 @@ def decodes(workloads: ModuleType, count: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workloads-module", required=True, help="path of workloads.py")
-    parser.add_argument("--workloads", help="comma-separated; default: all")
+    parser.add_argument("--workloads", help="comma-separated; default: all; none: only what --profile names")
+    parser.add_argument("--shape", choices=list(workloads.SHAPES), default="llama-3.1-8b")
     parser.add_argument("--options", default="{}", help="more engine options, as JSON")
-    parser.add_argument("--shape", default="{}", help="values that replace those of the model's config.json, as JSON")
+    parser.add_argument("--tag", default="backplane", help="the engine's name in the lines")
     parser.add_argument("--profile", default="", help="to run profiled: NAME[:MOST_TOKENS], decodes:REQUESTS, ...")
     parser.add_argument("--budget-s", type=float, default=1e9, help="start no workload after this many seconds")
     args = parser.parse_args()
-    workloads = load_module(args.workloads_module)
-    names = (args.workloads or ",".join(workloads.RUNS)).split(",")
+    names = [] if args.workloads == "none" else workloads.parse_workloads(args.workloads)
     options = {"max_num_batched_tokens": 16384, **json.loads(args.options)}
-    config = {**workloads.LLAMA_8B, **json.loads(args.shape)}
     begun = time.perf_counter()
-    profiled = [p.partition(":")[0] for p in args.profile.split(",") if p]
+    profiled = [p.partition(":") for p in args.profile.split(",") if p]
 
     import torch
 
     for prefix_caching in (False, True):
-        todo = [n for n in names if n and workloads.build(n).prefix_caching == prefix_caching]
-        if (
-            not (todo or prefix_caching in [n == "shared_prefix" for n in profiled])
-            or time.perf_counter() - begun > args.budget_s
-        ):
+        todo = [n for n in names if workloads.build(n).prefix_caching == prefix_caching]
+        traced = [p for p in profiled if (p[0] == "shared_prefix") == prefix_caching]
+        if not (todo or traced) or time.perf_counter() - begun > args.budget_s:
             continue
-        tags = {
-            "engine": "backplane",
-            "quant": "bf16",
-            "prefix_caching": prefix_caching,
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-            "torch": torch.__version__,
-        }
-        server = Server(workloads, config, prefix_caching, options)
-        print(
-            json.dumps({"timeline": server.engine.ready.timeline, "choices": server.engine.ready.choices}), flush=True
-        )
+        tags = {"engine": args.tag, "prefix_caching": prefix_caching, "options": options}
+        tags |= {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+        server = Server(args.shape, prefix_caching, options)
+        ready = server.engine.ready
+        print(json.dumps({"timeline": ready.timeline, "choices": ready.choices}), flush=True)
         start = time.perf_counter()
         server.serve(workloads.build("warmup"))
         warm_s = time.perf_counter() - start
-        workloads.emit({**tags, "workload": "start", "start_s": round(server.start_s, 1), "warm_s": round(warm_s, 1)})
+        started = {"workload": "start", "start_s": round(server.start_s, 1), "warm_s": round(warm_s, 1)}
+        workloads.emit({**tags, "shape": args.shape, **started})
+        if "latency_b1" in todo and "ttft_b1" in todo:
+            workloads.measure_all(["ttft_b1", "latency_b1"], server.serve, args.shape, tags)
+            todo = [n for n in todo if n not in ("ttft_b1", "latency_b1")]
         for name in todo:
             if time.perf_counter() - begun > args.budget_s:
                 print(f"out of time before {name}", flush=True)
                 continue
-            both = ["ttft_b1", "latency_b1"] if name == "latency_b1" and "ttft_b1" not in todo else [name]
-            if name == "ttft_b1" and "latency_b1" in todo:
-                continue  # measured with it, so that decode can be told apart
-            workloads.measure_all(["ttft_b1", "latency_b1"] if name == "latency_b1" else both, server.serve, tags)
-        for name, _, most in (p.partition(":") for p in args.profile.split(",") if p):
-            work = decodes(workloads, int(most)) if name == "decodes" else workloads.build(name, 9)
-            if work.prefix_caching == prefix_caching:
-                cut = int(most) if most and name != "decodes" else None
-                print(json.dumps(profile(server, work, cut)), flush=True)
+            workloads.measure_all([name], server.serve, args.shape, tags)
+        for name, _, most in traced:
+            work = decodes(int(most)) if name == "decodes" else workloads.build(name, 9)
+            cut = int(most) if most and name != "decodes" else None
+            print(json.dumps(profile(server, work, cut)), flush=True)
         server.close()
 
 
