@@ -50,6 +50,7 @@ class AsyncLLMEngine:
 
     @classmethod
     def from_engine_args(cls, args: AsyncEngineArgs) -> AsyncLLMEngine:
+        """Nothing starts before the first request."""
         return cls(args.config)
 
     async def generate(
@@ -74,7 +75,9 @@ class AsyncLLMEngine:
             await self.engine.start()
 
     async def abort(self, request_id: str) -> None:
+        """End a request; its generator ends with finish_reason "abort"."""
         await self.engine.abort(request_id)
 
     async def shutdown(self) -> None:
+        """Stop the engine process; what runs is lost."""
         await self.engine.shutdown()

@@ -79,6 +79,8 @@ class _Box:
 
 
 class GuidedManager:
+    """Grammars of one engine: compiled in threads under a time limit, cached; a matcher for each running sequence."""
+
     def __init__(
         self,
         registry: Registry,

@@ -36,6 +36,8 @@ class AddRequest(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defau
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):
+    """End these sequences; unknown handles are ignored."""
+
     handles: list[int]
 
 
@@ -81,6 +83,8 @@ class Logprobs(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One sequence has ended."""
+
     handle: int
     reason: str
     """stop, length, abort, error"""
@@ -187,6 +191,8 @@ class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defau
 
 
 class CallResult(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The answer to a Call."""
+
     call_id: int
     value: object = None
     error: str | None = None

@@ -39,11 +39,14 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class EmbeddingOutput:
+    """The vector of one prompt."""
+
     vector: np.ndarray
     """float32 [dimensions]"""
 
     @property
     def embedding(self) -> list[float]:
+        """As a list of floats."""
         return self.vector.tolist()  # type: ignore[no-any-return]
 
     @property
@@ -53,6 +56,7 @@ class EmbeddingOutput:
 
     @property
     def hidden_size(self) -> int:
+        """Numbers in the vector."""
         return len(self.vector)
 
 

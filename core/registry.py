@@ -41,6 +41,8 @@ class Entry:
 
 @dataclass(slots=True)
 class BrokenPlugin:
+    """A plugin that did not load, and why."""
+
     plugin: str
     distribution: str
     version: str
@@ -49,6 +51,8 @@ class BrokenPlugin:
 
 
 class Registry:
+    """Every plugin of this environment, as one engine sees them."""
+
     def __init__(self, config: PluginConfig, hook_modules: Iterable[Any] = (hookspecs,)) -> None:
         self.pm = pluggy.PluginManager(hookspecs.PROJECT)
         for module in hook_modules:
@@ -148,6 +152,7 @@ class Registry:
 
 
 def load_target(entry: Entry) -> Any:
+    """Import what an entry names. Raises PluginError with the plugin's own traceback."""
     module_name, _, attribute = entry.target.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)

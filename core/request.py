@@ -11,6 +11,8 @@ from core.sampling_params import SamplingParams
 
 
 class RequestState(enum.Enum):
+    """Where a sequence is in its life."""
+
     WAITING = "waiting"
     RUNNING = "running"
     PREEMPTED = "preempted"

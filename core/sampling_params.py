@@ -148,4 +148,5 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     @property
     def needs_penalties(self) -> bool:
+        """Whether counts of tokens are to be kept for this request."""
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)

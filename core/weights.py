@@ -41,6 +41,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
 
 
 def read_tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor, Path]]:
+    """(name, tensor, file) of every tensor, one at a time."""
     from safetensors import SafetensorError, safe_open
 
     for path in files:
@@ -146,6 +147,7 @@ def fill_dummy(model: nn.Module, seed: int) -> None:
 
 
 def finish_linears(model: nn.Module) -> None:
+    """Let every linear layer repack what was loaded."""
     for module in model.modules():
         if isinstance(module, Linear):
             module.finish()

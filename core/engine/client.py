@@ -17,6 +17,8 @@ from core.text.tokenizer import Tokenizer
 
 
 class ClientSide:
+    """What stands before and after an engine wherever it runs: templates, tokens, checks, and outputs as text."""
+
     def __init__(self, config: EngineConfig, ready: EngineReady, first_number: int = 0) -> None:
         """`first_number`: handles are drawn from there on."""
         model = config.model

@@ -39,6 +39,7 @@ class Engine:
 
     @property
     def tokenizer(self) -> Any:
+        """core.text.tokenizer.Tokenizer; None with skip_tokenizer_init."""
         return self._client.tokenizer
 
     def generate(
@@ -133,9 +134,11 @@ class Engine:
             return [self._client.outputs.build_embedding(g, dimensions, normalize) for g in groups]
 
     def stats(self) -> EngineStats:
+        """Requests, blocks and counters right now."""
         return self._loop.scheduler.stats()
 
     def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix; running requests keep their blocks."""
         with self._lock:
             self._loop.scheduler.reset_prefix_cache()
 

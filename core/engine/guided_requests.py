@@ -24,6 +24,8 @@ sampled saves a step; in a batch the step is taken anyway, and a chunk in it cos
 
 
 class GuidedRequests:
+    """Guided requests of one loop: held until their grammar is there, masked while they run."""
+
     def __init__(self, registry: Registry, config: EngineConfig, executor: Executor) -> None:
         self._registry, self._config, self._executor = registry, config, executor
         self._building: Future[GuidedManager] | None = None

@@ -21,6 +21,8 @@ Prompt = str | Sequence[int] | dict[str, Any]
 
 
 class InputProcessor:
+    """Prompts and wishes -> AddRequest, checked, with a handle of its own for every answer."""
+
     def __init__(
         self, ready: EngineReady, tokenizer: Tokenizer | None, default_seed: int, first_number: int = 0
     ) -> None:

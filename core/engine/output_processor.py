@@ -88,6 +88,8 @@ class Group:
 
 
 class OutputProcessor:
+    """Step by step, tokens of all requests -> their outputs. Text is made when somebody takes it."""
+
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self.tokenizer = tokenizer
         self.groups: dict[str, Group] = {}

@@ -19,6 +19,7 @@ import msgspec
 
 
 def read_options() -> dict[str, Any]:
+    """The first frame of standard input."""
     size = int.from_bytes(_read_exactly(8), "little")
     return dict(msgspec.msgpack.decode(_read_exactly(size)))
 
@@ -40,6 +41,7 @@ def _watch_parent() -> None:
 
 
 def main() -> None:
+    """Run the loop until the parent says so, or is gone."""
     import zmq
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides

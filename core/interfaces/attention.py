@@ -27,6 +27,8 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class AttentionCapabilities:
+    """What a backend can do; checked when the engine is built."""
+
     devices: frozenset[str]
     dtypes: frozenset[str]
     """torch names: float32, bfloat16 ..."""

@@ -9,6 +9,8 @@ from core.config import EngineConfig
 
 
 class StepTicket(Protocol):
+    """The promise of one step's result."""
+
     def result(self) -> StepResult:
         """Wait for the copy to the host."""
 
@@ -36,4 +38,5 @@ class Executor(Protocol):
     def profile(self, action: str) -> str | None:
         """`start` or `stop` a trace of what the workers do -> where it was written. Raises ConfigError if it cannot."""
 
-    def shutdown(self) -> None: ...
+    def shutdown(self) -> None:
+        """Give the device's memory back. Called once, after the last result."""

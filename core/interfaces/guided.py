@@ -38,7 +38,8 @@ class Matcher(Protocol):
     def accept(self, token_id: int) -> bool:
         """Advance; False if the grammar does not allow the token."""
 
-    def rollback(self, num_tokens: int) -> None: ...
+    def rollback(self, num_tokens: int) -> None:
+        """Take back the last `num_tokens` accepted tokens."""
 
     def forced(self) -> list[int]:
         """Tokens that follow without choice; may be empty."""
@@ -51,10 +52,15 @@ class Matcher(Protocol):
 
 
 class Grammar(Protocol):
-    def matcher(self) -> Matcher: ...
+    """A compiled constraint, shared by all requests that bring it."""
+
+    def matcher(self) -> Matcher:
+        """A new place at the grammar's beginning, for one sequence."""
 
 
 class GuidedBackend(Protocol):
+    """Made once per engine, when the first request needs it."""
+
     name: str
 
     def __init__(self, vocabulary: Vocabulary) -> None: ...

@@ -9,14 +9,20 @@ import msgspec
 
 
 class Text(msgspec.Struct, frozen=True, tag=True):
+    """A piece of the answer's content."""
+
     text: str
 
 
 class Reasoning(msgspec.Struct, frozen=True, tag=True):
+    """A piece of what the model thinks aloud."""
+
     text: str
 
 
 class ToolCallBegin(msgspec.Struct, frozen=True, tag=True):
+    """A tool call opens. Calls are numbered from 0; call_id: the format's own, if it has one."""
+
     index: int
     name: str
     call_id: str | None = None
@@ -30,6 +36,8 @@ class ToolCallArguments(msgspec.Struct, frozen=True, tag=True):
 
 
 class ToolCallEnd(msgspec.Struct, frozen=True, tag=True):
+    """The call's arguments are complete."""
+
     index: int
 
 
@@ -41,7 +49,8 @@ class OutputParser(Protocol):
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None: ...
 
-    def feed(self, text: str, token_ids: Sequence[int] = ()) -> Iterable[Event]: ...
+    def feed(self, text: str, token_ids: Sequence[int] = ()) -> Iterable[Event]:
+        """Take the next piece of text, cut anywhere -> what is certain by now."""
 
     def finish(self) -> Iterable[Event]:
         """The output is over: whatever was held back comes out, as text if it became no call."""

@@ -22,6 +22,7 @@ class LinearSpec:
 
     @property
     def out_features(self) -> int:
+        """Outputs of all fused parts together."""
         return sum(self.output_sizes)
 
 
@@ -36,6 +37,8 @@ class ParameterSpec:
 
 
 class LinearMethod(Protocol):
+    """How one linear layer is stored and computed."""
+
     def parameters(self, spec: LinearSpec) -> dict[str, ParameterSpec]:
         """Tensor name (weight, qweight, scales ...) -> its stored form."""
 
@@ -47,6 +50,8 @@ class LinearMethod(Protocol):
 
 
 class QuantizationMethod(Protocol):
+    """Made from `quantization_config` of config.json; gives each linear layer its method."""
+
     name: str
 
     def __init__(self, config: Mapping[str, Any]) -> None:

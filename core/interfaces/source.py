@@ -9,6 +9,8 @@ from core.config import ModelConfig
 
 
 class ModelSource(Protocol):
+    """Made without arguments; all sources are asked for every model."""
+
     name: str
 
     def matches(self, model: str) -> bool:

@@ -53,6 +53,7 @@ def prepare_decodes_reference(
     seq_lens: torch.Tensor,
     out_table: torch.Tensor,
 ) -> None:
+    """The specification of prepare_decodes."""
     real = packed[0] >= 0
     row, at = packed[0].clamp(min=0).long(), packed[1].long()
     input_ids.copy_(torch.where(real, token_ids[row, at].long(), 0))
@@ -153,6 +154,7 @@ def prepare_mixed_reference(
     decode_lens: torch.Tensor,
     out_table: torch.Tensor,
 ) -> None:
+    """The specification of prepare_mixed."""
     row, computed, starts = packed[:rows].tolist(), packed[rows : 2 * rows].tolist(), packed[2 * rows :].tolist()
     num_decodes = starts[rows + 1]
     input_ids.zero_()

@@ -28,6 +28,8 @@ SMALLEST_OUTPUTS = 64
 
 @dataclass(frozen=True, slots=True)
 class FixedConfig:
+    """Tile sizes, of one weight's shape."""
+
     rows: int
     outputs: int
     inputs: int
@@ -66,6 +68,7 @@ def choose_splits(outputs: int, inputs: int) -> int:
 
 
 def choose_config(x: torch.Tensor, rows: int, splits: int) -> FixedConfig:
+    """Tiles for so many rows. The order of additions is that of `splits`, whatever the rows."""
     if not x.is_cuda:
         return SMALL
     config = next(c for most, c in (WIDE if x.element_size() > 2 else CONFIGS) if rows <= most)

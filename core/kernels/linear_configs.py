@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class GemvConfig:
+    """Tiles of the kernel for one row."""
+
     outputs: int
     """Outputs of a program."""
     inputs: int
@@ -19,6 +21,8 @@ class GemvConfig:
 
 @dataclass(frozen=True, slots=True)
 class DotConfig:
+    """Tiles of the kernel for a few rows."""
+
     outputs: int
     inputs: int
     stages: int
@@ -31,6 +35,8 @@ class DotConfig:
 
 @dataclass(frozen=True, slots=True)
 class WideConfig:
+    """Tiles of the kernel for tens of rows."""
+
     rows: int
     """Rows of x in a tile."""
     outputs: int

@@ -18,16 +18,19 @@ def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tor
 def add_rms_norm_reference(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x + residual) and its norm."""
     total = x + residual
     return rms_norm_reference(total, weight, eps), total
 
 
 def silu_and_mul_reference(x: torch.Tensor) -> torch.Tensor:
+    """[..., 2 n] -> [..., n]: silu of the first half times the second."""
     gate, up = x.chunk(2, -1)
     return functional.silu(gate) * up
 
 
 def linear_reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x @ weight.T + bias."""
     return functional.linear(x, weight, bias)
 
 

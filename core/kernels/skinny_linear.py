@@ -149,6 +149,7 @@ def _dot_kernel(
 def skinny_linear_reference(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, silu: bool = False
 ) -> torch.Tensor:
+    """The specification of skinny_linear."""
     y = functional.linear(x.float(), weight.float(), None if bias is None else bias.float())
     return (silu_and_mul_reference(y) if silu else y).to(x.dtype)
 

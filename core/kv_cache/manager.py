@@ -19,6 +19,8 @@ anyone can ask for them, and one visit for eight costs the steps half of eight v
 
 
 class BlockManager:
+    """Blocks of rows: given, shared by prefix, published as they fill, and given back."""
+
     def __init__(self, *, num_rows: int, num_blocks: int, block_size: int, prefix_caching: bool) -> None:
         self.pool = BlockPool(num_blocks)
         self.block_size = block_size

@@ -7,6 +7,8 @@ from torch import nn
 
 
 class Embedding(nn.Module):
+    """Token ids -> vectors; the weight may be the output's too."""
+
     def __init__(self, vocab_size: int, hidden_size: int, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.weight = nn.Parameter(

@@ -10,6 +10,8 @@ from core.kernels import dispatch
 
 
 class RMSNorm(nn.Module):
+    """Root mean square norm. Source: arXiv:1910.07467."""
+
     def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)

@@ -39,6 +39,8 @@ def decode_sizes(most: int) -> list[int]:
 
 @dataclass(slots=True)
 class CapturedStep:
+    """One graph with its buffers."""
+
     graph: torch.cuda.CUDAGraph
     packed: torch.Tensor
     """int32: where the host's copy goes"""

@@ -12,6 +12,7 @@ from core.interfaces.attention import AttentionSpec
 
 
 def bytes_per_block(specs: Sequence[AttentionSpec], block_size: int, dtype: torch.dtype) -> int:
+    """Keys and values of one block, over all layers."""
     return sum(2 * block_size * s.num_kv_heads * s.head_dim * dtype.itemsize for s in specs)
 
 

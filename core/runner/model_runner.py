@@ -73,6 +73,8 @@ class Ticket:
 
 
 class ModelRunner:
+    """Runs plans on one device: inputs, forward pass, sampling."""
+
     def __init__(
         self,
         model: Model,

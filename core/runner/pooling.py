@@ -15,6 +15,8 @@ from core.runner.input_batch import InputBatch
 
 
 class Pooler:
+    """Hidden states of prompts -> one vector each, over as many steps as a prompt takes."""
+
     def __init__(self, batch: InputBatch) -> None:
         self._batch = batch
         self._sums: torch.Tensor | None = None

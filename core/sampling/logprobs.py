@@ -19,4 +19,5 @@ def gather_logprobs(
 
 
 def to_message(ids: list[int], values: list[float], rank: int, num_top: int) -> Logprobs:
+    """One row's gathered values as it crosses to the client: the chosen token first."""
     return Logprobs(ids[: 1 + num_top], values[: 1 + num_top], [rank, *range(1, min(num_top, len(ids) - 1) + 1)])

@@ -17,6 +17,8 @@ from core.sampling.rows import Needs, SamplingRows
 
 
 class Sampler:
+    """Logits -> tokens. What no row of a step asks for costs nothing."""
+
     def __init__(self, rows: SamplingRows, token_ids: torch.Tensor) -> None:
         """token_ids: int32 [num_rows, max_model_len + 1], on the device, filled by the runner."""
         self.rows = rows

@@ -14,6 +14,8 @@ STOP_FILTER_SIZE = 8192
 
 
 class Rows:
+    """The state of running requests in arrays, one row each."""
+
     def __init__(self, num_rows: int, max_model_len: int) -> None:
         self.request_of: list[Request | None] = [None] * num_rows
         self.handle_of = np.full(num_rows, -1, np.int64)

@@ -12,6 +12,8 @@ from core.request import Request
 
 @dataclass(frozen=True, slots=True)
 class StepUpdate:
+    """What one committed step changed."""
+
     handles: np.ndarray
     """int64 [k]: sequences that stream and got a token"""
     token_ids: np.ndarray

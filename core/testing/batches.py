@@ -75,6 +75,7 @@ def scattered_table(lengths: Sequence[int], block_size: int, seed: int, common: 
 
 
 def in_order(step: Step) -> Step:
+    """Decodes first, as the scheduler plans a step."""
     return sorted(step, key=lambda part: part[1] > 1)
 
 

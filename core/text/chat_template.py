@@ -11,6 +11,8 @@ from core.errors import RequestError
 
 
 class ChatTemplate:
+    """A model's Jinja template, in a sandbox."""
+
     def __init__(self, source: str, special_tokens: Mapping[str, str | None] = {}) -> None:  # noqa: B006 (never changed)
         import jinja2
         from jinja2.ext import Extension, loopcontrols

@@ -18,6 +18,7 @@ def byte_level_alphabet() -> dict[str, int]:
 
 
 def token_bytes(backend: Any, special_ids: frozenset[int], vocab_size: int) -> list[bytes]:
+    """The bytes that each token id stands for; b'' for special tokens and for ids that no token has."""
     vocabulary = backend.get_vocab(with_added_tokens=True)
     added = {i: t.content for i, t in backend.get_added_tokens_decoder().items()}
     alphabet = byte_level_alphabet()

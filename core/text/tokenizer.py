@@ -12,6 +12,8 @@ from core.errors import ModelError, RequestError
 
 
 class Tokenizer:
+    """A tokenizer of the `tokenizers` library with its settings and chat template."""
+
     def __init__(self, backend: Any, settings: dict[str, Any], chat_template: str | None, file: str | None) -> None:
         """backend: tokenizers.Tokenizer."""
         self.backend = backend
