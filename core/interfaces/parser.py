@@ -45,7 +45,12 @@ Event = Text | Reasoning | ToolCallBegin | ToolCallArguments | ToolCallEnd
 
 
 class OutputParser(Protocol):
-    """One sequence's parser: `Parser(tools)`; linear in the length of the output."""
+    """One sequence's parser: `Parser(tools)`; linear in the length of the output.
+
+    A tool parser's class may have `strict_format(tools) -> dict`, a static method: the format of a structural tag in which
+    text is free until a call opens, and a call is one of these tools', with arguments that follow its `parameters`. It is
+    what serves `strict: true`; without it such tools are refused where the model may choose.
+    """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None: ...
 

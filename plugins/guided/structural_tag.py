@@ -194,6 +194,8 @@ class _Writer:
         if (regular := self._regular(node)) is not None:
             return self._rule(regular, terminal=True)
         kind = node["type"]
+        if kind == "const_string":
+            return self._rule(self._literal(node["value"]))
         if extra := sorted(set(node) & {"excludes", "exclude_tokens", "max_tokens", "max_chars", "style", "any_order"}):
             raise _unsupported(f"{kind} with {extra[0]!r}")
         if kind == "json_schema":

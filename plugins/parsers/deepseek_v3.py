@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plugins.parsers.markers import MarkerParser, Read
+from plugins.parsers.strict import Format, Tools, functions, one_of, row, tag, text, triggered
 
 CALLS_BEGIN, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL_BEGIN, CALL_END, SEPARATOR = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"
@@ -39,3 +40,12 @@ class DeepSeekV3Parser(MarkerParser):
             return False
         yield from self.closing(*(["```"] if fenced else []), CALL_END)
         return True
+
+    @staticmethod
+    def strict_format(tools: Tools) -> Format:
+        calls = []
+        for name, arguments in functions(tools):
+            calls.append(tag(CALL_BEGIN, row(text(name), text(SEPARATOR), arguments), CALL_END))
+            fenced = row(text("function"), text(SEPARATOR), text(f"{name}\n```json\n"), arguments, text("\n```"))
+            calls.append(tag(CALL_BEGIN, fenced, CALL_END))
+        return triggered([CALLS_BEGIN], [tag(CALLS_BEGIN, {"type": "plus", "content": one_of(calls)}, CALLS_END)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plugins.parsers.markers import MarkerParser, Read
+from plugins.parsers.strict import Format, Tools, call_list, triggered
 
 
 class GraniteParser(MarkerParser):
@@ -11,3 +12,8 @@ class GraniteParser(MarkerParser):
             yield from self.spaces()
             yield from self.call_list()
             self.release()
+
+    @staticmethod
+    def strict_format(tools: Tools) -> Format:
+        markers = ["<|tool_call|>", "<tool_call>"]
+        return triggered(markers, [call_list(m, tools) for m in markers])

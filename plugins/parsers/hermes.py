@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plugins.parsers.markers import MarkerParser, Read
+from plugins.parsers.strict import Format, Tools, call_object, functions, one_of, row, tag, text, triggered
 
 
 class HermesParser(MarkerParser):
@@ -12,3 +13,8 @@ class HermesParser(MarkerParser):
             if (yield from self.call_object()):
                 yield from self.closing("</tool_call>")
             self.release()
+
+    @staticmethod
+    def strict_format(tools: Tools) -> Format:
+        calls = one_of([call_object(*f) for f in functions(tools)])
+        return triggered(["<tool_call>"], [tag("<tool_call>", row(text("\n"), calls, text("\n")), "</tool_call>")])

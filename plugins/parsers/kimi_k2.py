@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from plugins.parsers.markers import MarkerParser, Read
+from plugins.parsers.strict import Format, Tools, functions, one_of, row, tag, text, triggered
 
 SECTION_BEGIN, SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 CALL_BEGIN, CALL_END, ARGUMENTS = "<|tool_call_begin|>", "<|tool_call_end|>", "<|tool_call_argument_begin|>"
@@ -36,3 +37,13 @@ class KimiK2Parser(MarkerParser):
             return False
         yield from self.closing(CALL_END)
         return True
+
+    @staticmethod
+    def strict_format(tools: Tools) -> Format:
+        number = {"type": "regex", "pattern": "[0-9]{1,3}"}
+        calls = [
+            tag(CALL_BEGIN, row(text(f"functions.{name}:"), number, text(ARGUMENTS), arguments), CALL_END)
+            for name, arguments in functions(tools)
+        ]
+        section = {"type": "plus", "content": one_of(calls)}
+        return triggered([SECTION_BEGIN], [tag(SECTION_BEGIN, section, SECTION_END)])

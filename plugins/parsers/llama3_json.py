@@ -5,7 +5,10 @@ There is no marker (<|python_tag|> comes at times), so JSON that names no known 
 
 from __future__ import annotations
 
+import json
+
 from plugins.parsers.markers import MarkerParser, Read
+from plugins.parsers.strict import Format, Tools, functions, tag, triggered
 
 
 class Llama3JsonParser(MarkerParser):
@@ -23,3 +26,8 @@ class Llama3JsonParser(MarkerParser):
             yield from self.spaces()
         if self.num_calls and (yield from self.peek()) == "":
             self.drop()
+
+    @staticmethod
+    def strict_format(tools: Tools) -> Format:
+        begins = [(f'{{"name": {json.dumps(n, ensure_ascii=False)}, "parameters": ', a) for n, a in functions(tools)]
+        return triggered(['{"name":'], [tag(begin, arguments, "}") for begin, arguments in begins])

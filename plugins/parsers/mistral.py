@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from plugins.parsers.markers import MarkerParser, Read
+from plugins.parsers.strict import Format, Tools, call_list, functions, row, tag, text, triggered
 
 
 class MistralParser(MarkerParser):
@@ -26,3 +27,9 @@ class MistralParser(MarkerParser):
         if name and (yield from self.peek()) == "{":
             self.begin(name, call_id)
             yield from self.arguments_object()
+
+    @staticmethod
+    def strict_format(tools: Tools) -> Format:
+        marker = "[TOOL_CALLS]"
+        named = [tag(marker, row(text(n), text("[ARGS]"), arguments), "") for n, arguments in functions(tools)]
+        return triggered([marker], [call_list(marker, tools), *named])

@@ -140,6 +140,29 @@ def allowed_tools(body: ChatCompletionRequest, tools: list[dict[str, Any]]) -> l
     return [t for t in tools if t["function"]["name"] in wanted]
 
 
+def strict_constraint(parsers: Parsers, tools: list[dict[str, Any]]) -> GuidedDecodingParams:
+    """Free text until a call opens; then arguments that follow the schema of a strict tool, or any object of another's.
+
+    Raises ApiError for a format of calls that cannot be held to a schema.
+    """
+    at = next(i for i, t in enumerate(tools) if t["function"].get("strict"))
+    parser, thinks = parsers.tools, parsers.reasoning
+    strict_format = getattr(parser.factory, "strict_format", None) if parser else None
+    if strict_format is None or (thinks and thinks.name in parsers.show_special):
+        who = f"tool_call_parser {parser.name!r}" if parser and strict_format is None else "this model's reasoning"
+        raise ApiError(
+            f"tools[{at}].function.strict is not supported with tool_choice 'auto' and {who}, whose format cannot be held "
+            "to a schema; send tool_choice 'required' or a function, or leave strict out",
+            param=f"tools[{at}].function.strict",
+            code="unsupported_parameter",
+        )
+    held = [
+        t if t["function"].get("strict") else {"function": {**t["function"], "parameters": {"type": "object"}}}
+        for t in tools
+    ]
+    return GuidedDecodingParams(structural_tag={"format": strict_format(held)})
+
+
 async def understand(state: ServerState, parsers: Parsers, body: ChatCompletionRequest, id: str) -> Chat:
     """Checks, renders and tokenizes. Raises ApiError or RequestError."""
     engine, options = state.engine, state.options
@@ -169,6 +192,10 @@ async def understand(state: ServerState, parsers: Parsers, body: ChatCompletionR
         why = "no --tool-call-parser fits this model" if options.enable_auto_tool_choice else "it is off here"
         raise invalid("tool_choice", f"tool_choice 'auto' cannot be served: {why}; send 'required' or 'none'")
 
+    free_until_call = mode == "auto" and constraint is None and any(t["function"].get("strict") for t in tools)
+    if free_until_call:
+        constraint = strict_constraint(parsers, tools)
+
     continuing = bool(body.continue_final_message)
     generation_prompt = not continuing if body.add_generation_prompt is None else body.add_generation_prompt
     variables = dict(body.chat_template_kwargs or {})
@@ -193,8 +220,8 @@ async def understand(state: ServerState, parsers: Parsers, body: ChatCompletionR
     text = await asyncio.to_thread(render) if long else render()
     prompt = await state.encode(text, add_special_tokens=bool(body.add_special_tokens))
 
-    # a constraint holds from the first token, so there is no reasoning to take out
-    reasoning = parsers.reasoning if constraint is None else None
+    # any other constraint holds from the first token, so there is no reasoning to take out
+    reasoning = parsers.reasoning if constraint is None or free_until_call else None
     tool_parser = parsers.tools if mode == "auto" else None
     tail = text.rstrip()
     opened_by = next((m for m in reasoning.markers[:1] if tail.endswith(m)), "") if reasoning else ""
