@@ -31,7 +31,8 @@ from server.routes import plugin_routes
 from server.state import HttpRequest, ServerState, request_id
 
 if TYPE_CHECKING:
-    from core.engine.async_engine import AsyncEngine
+    from core.engine.remote import RemoteEngine
+    from server.tally import Tally
 
 access_log = logging.getLogger("backplane.access")
 
@@ -135,10 +136,10 @@ ROUTES: list[BaseRouteHandler] = [
 ]
 
 
-def create_app(engine: AsyncEngine, options: ServerConfig | None = None) -> Litestar:
-    """The app over an engine that has started."""
+def create_app(engine: RemoteEngine, options: ServerConfig | None = None, tally: Tally | None = None) -> Litestar:
+    """The app over an engine that has started. `tally`: what is counted together with other server processes."""
     options = options or ServerConfig()
-    server = ServerState(engine, options)
+    server = ServerState(engine, options, tally)
 
     async def before_send(message: Any, scope: Any) -> None:
         if message["type"] != "http.response.start":

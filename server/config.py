@@ -36,6 +36,8 @@ class ServerConfig:
     """TCP port; 0: one that is free."""
     uds: str | None = None
     """Path of a Unix socket to listen on instead of host and port."""
+    api_server_count: int = 1
+    """Server processes that share the engine and the port; limits of a key hold in each of them."""
     api_key: tuple[str, ...] = ()
     """Key that clients must send as `Authorization: Bearer KEY`; repeatable; also read from BACKPLANE_API_KEY, which may
     hold several with commas between."""
@@ -103,6 +105,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         _require(0 <= self.port < 65536, f"port={self.port} must be from 0 to 65535")
+        _require(1 <= self.api_server_count <= 256, f"api_server_count={self.api_server_count} must be from 1 to 256")
         _require(self.max_body_bytes > 0, f"max_body_bytes={self.max_body_bytes} must be positive")
         _require(self.drain_timeout_s >= 0, f"drain_timeout_s={self.drain_timeout_s} must be 0 or positive")
         _require(self.head_timeout_s > 0, f"head_timeout_s={self.head_timeout_s} must be positive")

@@ -1,4 +1,4 @@
-"""serve(): one server process over one engine process, from the socket to the last answer.
+"""serve(): from the socket to the last answer. One server process over one engine process; several are supervisor.py's.
 
 The socket is bound before the model loads, so that a taken port is known at once. SIGTERM and SIGINT drain: new
 requests get 503, those in flight may finish within drain_timeout_s; a second signal stops at once.
@@ -16,13 +16,14 @@ import socket
 import ssl
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 import uvicorn
 
 from core.config import EngineConfig
 from core.engine.async_engine import AsyncEngine
+from core.engine.remote import RemoteEngine
 from core.errors import ConfigError
 from server import logs
 from server.app import create_app
@@ -30,12 +31,14 @@ from server.config import ServerConfig
 from server.connection import connection_class
 from server.start_up import show_serving, show_start_up
 from server.state import ServerState
+from server.tally import ENGINE_RESTARTS, Tally
 
 log = logging.getLogger("backplane.server")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 SEND_BUFFER_BYTES = 128 * 1024
+"""Of a connection, in the kernel. A client that does not read costs so much, and what it misses is merged."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 """Between two attempts to start an engine that dies at once; each pause is twice the one before."""
 
@@ -48,21 +51,37 @@ class _Asgi(uvicorn.Server):
         yield
 
 
-def bind(options: ServerConfig) -> socket.socket:
-    """The bound socket, not yet listening. Raises ConfigError that names the way out."""
+def bind_all(options: ServerConfig) -> list[socket.socket]:
+    """A bound socket, not yet listening, for every server process; on a Unix socket one for all.
+
+    Raises ConfigError that names the way out.
+    """
     if options.uds:
-        return _bind_unix(options.uds)
+        return [_bind_unix(options.uds)]
+    if options.api_server_count == 1:
+        return [_bind_tcp(options, options.port)]
+    if options.port:
+        # with SO_REUSEPORT a second server would be let in on the same port and get half of the connections
+        _bind_tcp(options, options.port).close()
+    first = _bind_tcp(options, options.port, shared=True)
+    port = first.getsockname()[1]
+    return [first, *(_bind_tcp(options, port, shared=True) for _ in range(options.api_server_count - 1))]
+
+
+def _bind_tcp(options: ServerConfig, port: int, *, shared: bool = False) -> socket.socket:
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     # inherited by every connection; the kernel would let it grow to megabytes for each client that does not read
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     try:
-        sock.bind((options.host, options.port))
+        sock.bind((options.host, port))
     except OSError as error:
         sock.close()
         why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound: {error.strerror or error}"
-        raise ConfigError(f"{options.host}:{options.port} {why}; choose another --port (0: any free one)") from error
+        raise ConfigError(f"{options.host}:{port} {why}; choose another --port (0: any free one)") from error
     sock.setblocking(False)
     return sock
 
@@ -93,8 +112,8 @@ def address(sock: socket.socket, options: ServerConfig) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-class _Stopper:
-    """Signals: the first drains, the second stops."""
+class Stopper:
+    """Signals, or a supervisor's words in their place: the first drains, the second stops."""
 
     def __init__(self, options: ServerConfig) -> None:
         self._options = options
@@ -132,14 +151,14 @@ class _Stopper:
             log.warning("%d requests did not finish in time and are aborted", state.accepted)
 
 
-async def _keep_running(engine: AsyncEngine) -> None:
-    """Start the engine process again whenever it dies. A start that fails is tried again, after longer and longer."""
+async def keep_running(died: asyncio.Event, restart: Callable[[], Awaitable[None]]) -> None:
+    """Call `restart` whenever the engine has died. A start that fails is tried again, after longer and longer."""
     pause_s = _FIRST_PAUSE_S
     while True:
-        await engine.died.wait()
+        await died.wait()
         began = time.monotonic()
         try:
-            await engine.restart()
+            await restart()
         except Exception as error:
             log.error("the engine could not be started again, next attempt in %g s: %s", pause_s, error)
             await asyncio.sleep(pause_s)
@@ -149,13 +168,52 @@ async def _keep_running(engine: AsyncEngine) -> None:
         log.warning("the engine was started again in %.1f s", time.monotonic() - began)
 
 
+async def serve_app(
+    engine: RemoteEngine,
+    options: ServerConfig,
+    sock: socket.socket,
+    stopper: Stopper,
+    serving: Callable[[ServerState], None],
+    tally: Tally | None = None,
+) -> None:
+    """HTTP over an engine that has started, until the stopper says so. `serving` is called when connections are accepted."""
+    app = create_app(engine, options, tally)
+    state: ServerState = app.state.server
+    server = _Asgi(_uvicorn_config(app, options))
+    running = asyncio.ensure_future(server.serve(sockets=[sock]))
+    stopping = asyncio.ensure_future(stopper.first.wait())
+    try:
+        while not server.started and not running.done():
+            await asyncio.sleep(0.005)
+        if not running.done():
+            serving(state)
+        await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            await stopper.drain(state)
+            server.should_exit = True
+            # a drained server has only idle connections left; streams that are left over end with the engine
+            done, _ = await asyncio.wait({running}, timeout=1.0)
+            if not done:
+                server.force_exit = True
+                await engine.shutdown()
+        await running
+    finally:
+        stopping.cancel()
+
+
 async def _serve(engine_config: EngineConfig, options: ServerConfig, sock: socket.socket) -> None:
-    stopper = _Stopper(options)
+    stopper = Stopper(options)
     stopper.install()
     engine = AsyncEngine(engine_config)
     starting = asyncio.ensure_future(engine.start())
     stopping = asyncio.ensure_future(stopper.first.wait())
     keeping: asyncio.Future[None] | None = None
+    tally = Tally()
+
+    async def restart() -> None:
+        await engine.restart()
+        tally.mine[ENGINE_RESTARTS] += 1
+
     try:
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not starting.done():
@@ -164,35 +222,16 @@ async def _serve(engine_config: EngineConfig, options: ServerConfig, sock: socke
             return
         starting.result()
         show_start_up(engine.ready)
-        app = create_app(engine, options)
-        state: ServerState = app.state.server
         if options.restart_engine:
-            keeping = asyncio.ensure_future(_keep_running(engine))
-        server = _Asgi(_uvicorn_config(app, options))
-        serving = asyncio.ensure_future(server.serve(sockets=[sock]))
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.005)
-        show_serving(state.served_names, address(sock, options))
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if not serving.done():
-            await stopper.drain(state)
-            server.should_exit = True
-            # a drained server has only idle connections left; streams that are left over end with the engine
-            done, _ = await asyncio.wait({serving}, timeout=1.0)
-            if not done:
-                server.force_exit = True
-                await engine.shutdown()
-        await serving
+            keeping = asyncio.ensure_future(keep_running(engine.died, restart))
+        where = address(sock, options)
+        await serve_app(engine, options, sock, stopper, lambda state: show_serving(state.served_names, where), tally)
     finally:
         stopping.cancel()
         if keeping is not None:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
         await engine.shutdown()
-        sock.close()
-        if options.uds:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(options.uds)
 
 
 def under(root_path: str, app: Any) -> Any:
@@ -227,20 +266,32 @@ def _uvicorn_config(app: Any, options: ServerConfig) -> uvicorn.Config:
     )
 
 
-def serve(engine_config: EngineConfig, server_config: ServerConfig) -> None:
-    """Run to the end. Raises ConfigError, ModelError ... when it cannot start."""
-    logs.set_up(server_config.log_format, server_config.log_level)
-    sock = bind(server_config)
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """The process's event loop, to the end of `work`."""
     try:
         import uvloop
 
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     except ImportError:  # not on every platform
         runner = asyncio.Runner()
+    with runner, contextlib.suppress(KeyboardInterrupt):
+        runner.run(work)
+
+
+def serve(engine_config: EngineConfig, server_config: ServerConfig) -> None:
+    """Run to the end. Raises ConfigError, ModelError ... when it cannot start."""
+    logs.set_up(server_config.log_format, server_config.log_level)
+    sockets = bind_all(server_config)
     try:
-        with runner:
-            runner.run(_serve(engine_config, server_config, sock))
-    except KeyboardInterrupt:
-        pass
+        if server_config.api_server_count == 1:
+            run(_serve(engine_config, server_config, sockets[0]))
+        else:
+            from server.supervisor import supervise
+
+            run(supervise(engine_config, server_config, sockets))
     finally:
-        sock.close()
+        for sock in sockets:
+            sock.close()
+        if server_config.uds:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(server_config.uds)

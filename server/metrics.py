@@ -1,5 +1,6 @@
 """Prometheus metrics of one app: gauges and counters read from EngineStats, histograms fed as an engine observer.
 
+What is fed is summed over all server processes (server/tally.py), so that it does not matter which of them answers.
 Every metric appears as `backplane:NAME` and again as `vllm:NAME`, so that existing dashboards work.
 """
 
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry
@@ -18,11 +19,12 @@ from prometheus_client.registry import Collector
 
 from core.messages import AddRequest, EngineStats, Finished
 from core.outputs import RequestOutput
+from server.tally import ENGINE_RESTARTS, Tally
 
 PREFIXES = ("backplane", "vllm")
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _RATE_WINDOW_S = 10.0
-_FINISH_REASONS = ("stop", "length", "abort", "error")
+_FINISH_REASONS = ("stop", "length", "abort", "error", "other")
 
 _GAP = (
     *(0.001, 0.0015, 0.002, 0.003, 0.004, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.075, 0.1),
@@ -52,18 +54,21 @@ _COUNT = (1, 2, 5, 10, 20)
 class Histogram:
     """Counts by bucket. No lock: everything here happens on the server's event loop."""
 
-    def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
+    def __init__(self, tally: Tally, name: str, help: str, bounds: Sequence[float]) -> None:
         self.name, self.help, self.bounds = name, help, bounds
-        self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
+        self._tally, self._mine = tally, tally.mine
+        self._size = len(bounds) + 1
+        self._first = tally.take(self._size + 1)
+        self._sum = self._first + self._size
 
     def observe(self, value: float, count: int = 1) -> None:
-        self._counts[bisect_left(self.bounds, value)] += count
-        self._sum += value * count
+        mine = self._mine
+        mine[self._first + bisect_left(self.bounds, value)] += count
+        mine[self._sum] += value * count
 
     def counts(self) -> tuple[int, ...]:
         """Observations of each bucket so far, not cumulative; the last is beyond all bounds."""
-        return tuple(self._counts)
+        return tuple(map(int, self._tally.totals(self._first, self._size)))
 
     def quantile(self, counts: Sequence[int], q: float) -> float | None:
         """The q-quantile (0 to 1) of observations given as `counts`, linear within a bucket. None: there are none."""
@@ -79,11 +84,11 @@ class Histogram:
 
     def family(self, prefix: str, model: str) -> Metric:
         total, buckets = 0, []
-        for bound, count in zip((*map(str, map(float, self.bounds)), "+Inf"), self._counts, strict=True):
+        for bound, count in zip((*map(str, map(float, self.bounds)), "+Inf"), self.counts(), strict=True):
             total += count
             buckets.append((bound, total))
         family = HistogramMetricFamily(f"{prefix}:{self.name}", self.help, labels=["model_name"])
-        family.add_metric([model], buckets, sum_value=self._sum)
+        family.add_metric([model], buckets, sum_value=self._tally.totals(self._sum)[0])
         return family
 
 
@@ -117,25 +122,31 @@ class Metrics(Collector):
         model_name: str,
         last_stats: Callable[[], EngineStats | None],
         failure: Callable[[], str | None] = lambda: None,
+        tally: Tally | None = None,
     ) -> None:
         """`failure` says why the engine is dead; None while it lives."""
+        self.tally = tally = tally or Tally()
         self.model_name = model_name
         self._last_stats, self._failure = last_stats, failure
-        self._success: Counter[str] = Counter()
+        self._success = tally.take(len(_FINISH_REASONS))
         self._throughput = Throughput()
         self._throughput.add(time.monotonic(), 0, 0)
-        self.ttft = Histogram("time_to_first_token_seconds", "Seconds from arrival to the first token.", _FIRST)
-        self.tpot = Histogram("time_per_output_token_seconds", "Mean seconds of a token after the first.", _GAP)
-        self.itl = Histogram("inter_token_latency_seconds", "Seconds between two tokens of a stream.", _GAP)
-        self.e2e = Histogram("e2e_request_latency_seconds", "Seconds from arrival to the end.", _SECONDS)
-        self.queue = Histogram("request_queue_time_seconds", "Seconds from arrival to the first step.", _QUEUE)
-        self.prefill = Histogram("request_prefill_time_seconds", "Seconds from first step to first token.", _FIRST)
-        self.decode = Histogram("request_decode_time_seconds", "Seconds from first token to the end.", _SECONDS)
-        self.inference = Histogram("request_inference_time_seconds", "Seconds from first step to the end.", _SECONDS)
-        self.prompt_tokens = Histogram("request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
-        self.output_tokens = Histogram("request_generation_tokens", "Output tokens of a sequence.", _TOKENS)
-        self.max_tokens = Histogram("request_params_max_tokens", "max_tokens of requests that set it.", _TOKENS)
-        self.n = Histogram("request_params_n", "n of requests.", _COUNT)
+        self.ttft = Histogram(tally, "time_to_first_token_seconds", "Seconds from arrival to the first token.", _FIRST)
+        self.tpot = Histogram(tally, "time_per_output_token_seconds", "Mean seconds of a token after the first.", _GAP)
+        self.itl = Histogram(tally, "inter_token_latency_seconds", "Seconds between two tokens of a stream.", _GAP)
+        self.e2e = Histogram(tally, "e2e_request_latency_seconds", "Seconds from arrival to the end.", _SECONDS)
+        self.queue = Histogram(tally, "request_queue_time_seconds", "Seconds from arrival to the first step.", _QUEUE)
+        self.prefill = Histogram(
+            tally, "request_prefill_time_seconds", "Seconds from first step to first token.", _FIRST
+        )
+        self.decode = Histogram(tally, "request_decode_time_seconds", "Seconds from first token to the end.", _SECONDS)
+        self.inference = Histogram(
+            tally, "request_inference_time_seconds", "Seconds from first step to the end.", _SECONDS
+        )
+        self.prompt_tokens = Histogram(tally, "request_prompt_tokens", "Prompt tokens of a request.", _TOKENS)
+        self.output_tokens = Histogram(tally, "request_generation_tokens", "Output tokens of a sequence.", _TOKENS)
+        self.max_tokens = Histogram(tally, "request_params_max_tokens", "max_tokens of requests that set it.", _TOKENS)
+        self.n = Histogram(tally, "request_params_n", "n of requests.", _COUNT)
         self._histograms = [v for v in vars(self).values() if isinstance(v, Histogram)]
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
@@ -147,7 +158,8 @@ class Metrics(Collector):
 
     def request_finished(self, output: RequestOutput, finished: list[Finished]) -> None:
         for f in finished:
-            self._success[f.reason] += 1
+            reason = f.reason if f.reason in _FINISH_REASONS else "other"
+            self.tally.mine[self._success + _FINISH_REASONS.index(reason)] += 1
             self.output_tokens.observe(f.num_output_tokens)
             if f.first_token_time_s:
                 self.ttft.observe(max(0.0, f.first_token_time_s - f.arrival_time_s))
@@ -197,13 +209,16 @@ class Metrics(Collector):
             ("avg_prompt_throughput_toks_per_s", "Prompt tokens a second, last 10 s.", prompt_rate),
             ("avg_generation_throughput_toks_per_s", "Output tokens a second, last 10 s.", generation_rate),
         ]
-        counters: list[tuple[str, str, int]] = [
+        engine_restarts, server_restarts = self.tally.totals(ENGINE_RESTARTS, 2)
+        counters: list[tuple[str, str, float]] = [
             ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", s.prefix_cache_queries),
             ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", s.prefix_cache_hits),
             ("prompt_tokens", "Prompt tokens processed.", s.prompt_tokens),
             ("generation_tokens", "Tokens generated.", s.generation_tokens),
             ("num_preemptions", "Preemptions.", s.num_preemptions),
             ("engine_steps", "Steps of the engine.", s.num_steps),
+            ("engine_restarts", "Times that a dead engine process was started again.", engine_restarts),
+            ("server_restarts", "Times that a dead server process was started again.", server_restarts),
         ]
         for name, help, value in gauges:
             gauge = GaugeMetricFamily(f"{prefix}:{name}", help, labels=["model_name"])
@@ -216,8 +231,8 @@ class Metrics(Collector):
         success = CounterMetricFamily(
             f"{prefix}:request_success", "Finished sequences by reason.", labels=["model_name", "finished_reason"]
         )
-        for reason in dict.fromkeys((*_FINISH_REASONS, *self._success)):
-            success.add_metric([self.model_name, reason], self._success[reason])
+        for reason, ended in zip(_FINISH_REASONS, self.tally.totals(self._success, len(_FINISH_REASONS)), strict=True):
+            success.add_metric([self.model_name, reason], ended)
         yield success
         for histogram in self._histograms:
             yield histogram.family(prefix, self.model_name)

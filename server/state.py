@@ -20,10 +20,11 @@ from server.config import ServerConfig
 from server.errors import ApiError, ClientGoneError, from_decode_error
 from server.health import Progress
 from server.metrics import Metrics
+from server.tally import Tally
 from server.tracing import Tracing
 
 if TYPE_CHECKING:
-    from core.engine.async_engine import AsyncEngine
+    from core.engine.remote import RemoteEngine
     from core.messages import EngineStats
 
 log = logging.getLogger("backplane.server")
@@ -38,7 +39,8 @@ _DEFAULT_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"
 class ServerState:
     """One app's. Lives as long as the app."""
 
-    def __init__(self, engine: AsyncEngine, options: ServerConfig) -> None:
+    def __init__(self, engine: RemoteEngine, options: ServerConfig, tally: Tally | None = None) -> None:
+        """`tally`: what is counted together with other server processes."""
         self.engine = engine
         self.options = options
         model = engine.config.model
@@ -49,7 +51,7 @@ class ServerState:
         """Requests for work that have not been answered to the end, from their first byte on."""
         self.in_flight = 0
         """Those of them that the engine works on."""
-        self.metrics = Metrics(self.served_names[0], lambda: self.engine.last_stats, lambda: self.engine.errored)
+        self.metrics = Metrics(self.served_names[0], lambda: self.engine.last_stats, lambda: self.engine.errored, tally)
         self.progress = Progress(options.health_stall_s)
         self.engine.observers.extend([self.metrics, self.progress])
         if options.otlp_traces_endpoint:

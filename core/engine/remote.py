@@ -231,6 +231,10 @@ class RemoteEngine:
         """A look at blocks `begin` to `begin + count` and at the running sequences, between two steps."""
         return msgspec.convert(await self.call("inspect", begin=begin, count=count, num_rows=num_rows), Inspection)
 
+    async def shutdown(self, drain_s: float = 0.0) -> None:
+        """End this client, and the engine if it is its owner. Safe to call twice."""
+        raise NotImplementedError
+
     async def drain(self, timeout_s: float) -> bool:
         """Wait until every accepted request has ended. False: time ran out."""
         deadline = asyncio.get_running_loop().time() + timeout_s

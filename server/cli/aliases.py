@@ -73,7 +73,6 @@ IGNORED: dict[str, Ignored] = {
 
 ONLY: dict[str, tuple[str, str]] = {
     **spellings.ONLY,
-    "api-server-count": ("1", "one server process runs"),
 }
 """Options with one value so far: option -> (value, why)."""
 
