@@ -1,8 +1,9 @@
-"""Tokens a second on a CPU beside transformers and, where llama_cpp and gguf are installed, llama.cpp.
+"""Tokens a second on a CPU beside transformers and, where there is an interpreter that has it, llama.cpp.
 
-    python benchmarks/cpu_peers.py [--rounds 3] [--model FOLDER] [--out benchmarks/results/cpu_peers.json]
+    python -m venv /tmp/llama && /tmp/llama/bin/pip install llama-cpp-python gguf    # builds it: 10 to 25 minutes
+    python benchmarks/cpu_peers.py --llama-python /tmp/llama/bin/python [--rounds 3] [--out FILE]
 
-The model is a random Llama of 125 M parameters in float32, written by transformers. Each engine runs in a process of its
+The models are a random Llama of 125 M parameters, written by transformers, and the demo model, both in float32. Each engine runs in a process of its
 own, the engines take turns in every round, and ratios are of medians over the rounds. Prompts are random token ids, greedy,
 end of sequence ignored; a figure counts the output tokens over the whole time, prefill included.
 """
@@ -10,10 +11,8 @@ end of sequence ignored; a figure counts the output tokens over the whole time, 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -21,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -56,15 +54,33 @@ def make_model(folder: Path) -> None:
     LlamaForCausalLM(LlamaConfig(**LLAMA)).save_pretrained(folder)
 
 
-def make_gguf(folder: Path) -> None:
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """float32 arrays. By hand, since llama.cpp's interpreter has numpy alone."""
+    import numpy as np
+
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    found = {}
+    for name, about in json.loads(data[8 : 8 + size]).items():
+        if name == "__metadata__":
+            continue
+        begin, end = (8 + size + at for at in about["data_offsets"])
+        if about["dtype"] == "BF16":
+            array = (np.frombuffer(data[begin:end], np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            array = np.frombuffer(data[begin:end], {"F32": np.float32, "F16": np.float16}[about["dtype"]])
+        found[name] = array.astype(np.float32).reshape(about["shape"])
+    return found
+
+
+def make_gguf(folder: Path, file: Path) -> None:
     """The same weights for llama.cpp, which keeps the rotary halves of q and k interleaved."""
     import gguf
-    from safetensors.torch import load_file
 
     config = json.loads((folder / "config.json").read_text())
     vocab, layers, heads = config["vocab_size"], config["num_hidden_layers"], config["num_attention_heads"]
     kv_heads, hidden = config["num_key_value_heads"], config["hidden_size"]
-    writer = gguf.GGUFWriter(str(folder / "model.gguf"), "llama")
+    writer = gguf.GGUFWriter(str(file), "llama")
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(hidden)
     writer.add_block_count(layers)
@@ -72,7 +88,8 @@ def make_gguf(folder: Path) -> None:
     writer.add_head_count(heads)
     writer.add_head_count_kv(kv_heads)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(10000.0)
+    rope = config.get("rope_parameters") or {}
+    writer.add_rope_freq_base(float(rope.get("rope_theta", config.get("rope_theta", 10000.0))))
     writer.add_rope_dimension_count(hidden // heads)
     writer.add_vocab_size(vocab)
     writer.add_file_type(0)
@@ -82,12 +99,12 @@ def make_gguf(folder: Path) -> None:
     writer.add_token_scores([0.0] * vocab)
     writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * (vocab - 259))
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
-    for name, tensor in load_file(folder / "model.safetensors").items():
+    for name, tensor in read_safetensors(folder / "model.safetensors").items():
         for suffix, count in (("q_proj.weight", heads), ("k_proj.weight", kv_heads)):
             if name.endswith(suffix):
                 halves = tensor.reshape(count, 2, tensor.shape[0] // count // 2, -1)
-                tensor = halves.swapaxes(1, 2).reshape(tensor.shape).contiguous()
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor.float().numpy())
+                tensor = halves.swapaxes(1, 2).reshape(tensor.shape).copy()
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -97,15 +114,15 @@ def make_gguf(folder: Path) -> None:
 def backplane(folder: Path) -> Serve:
     from core import Engine, SamplingParams
 
-    engine = Engine(
-        str(folder), skip_tokenizer_init=True, dtype="float32", num_threads=THREADS, enable_prefix_caching=False
-    )
+    # threads: as many as it chooses itself, which is one for a very small model
+    engine = Engine(str(folder), skip_tokenizer_init=True, dtype="float32", enable_prefix_caching=False)
 
     def serve(prompts: list[list[int]], lengths: list[int]) -> None:
         params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in lengths]
         outputs = engine.generate(prompts, params, use_tqdm=False)
         assert [len(o.outputs[0].token_ids) for o in outputs] == lengths
 
+    serve.kv_cache_bytes = engine.ready.memory["kv_cache"]  # type: ignore[attr-defined]
     return serve
 
 
@@ -135,10 +152,11 @@ def llama_cpp(folder: Path) -> Serve:
     import llama_cpp as lib
     import numpy as np
 
-    if not (folder / "model.gguf").exists():
-        make_gguf(folder)
+    file = Path(tempfile.gettempdir()) / f"cpu_peers-{os.getppid()}-{folder.name}.gguf"
+    if not file.exists():
+        make_gguf(folder, file)
     lib.llama_backend_init()
-    model = lib.llama_model_load_from_file(str(folder / "model.gguf").encode(), lib.llama_model_default_params())
+    model = lib.llama_model_load_from_file(str(file).encode(), lib.llama_model_default_params())
     vocab_size = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
 
     def serve(prompts: list[list[int]], lengths: list[int]) -> None:
@@ -179,44 +197,56 @@ ENGINES: dict[str, Callable[[Path], Serve]] = {
 
 
 def peak_rss_bytes() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """Of this program. (getrusage would count the parent's, from before exec.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def measure(name: str, folder: Path, seed: int) -> dict[str, Any]:
     serve = ENGINES[name](folder)
     rng = random.Random(seed)
-    serve([[rng.randrange(300, 31000) for _ in range(16)]], [4])
+    vocab_size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    serve([[rng.randrange(300, vocab_size) for _ in range(16)]], [4])
     figures: dict[str, Any] = {}
     for work, requests in WORKLOADS.items():
-        prompts = [[rng.randrange(300, 31000) for _ in range(n)] for n, _ in requests]
+        prompts = [[rng.randrange(300, vocab_size) for _ in range(n)] for n, _ in requests]
         lengths = [n for _, n in requests]
         start = time.perf_counter()
         serve(prompts, lengths)
         figures[work] = sum(lengths) / (time.perf_counter() - start)
-    return {"tokens_per_s": figures, "peak_rss_bytes": peak_rss_bytes()}
+    memory = {"peak_rss_bytes": peak_rss_bytes(), "kv_cache_bytes": getattr(serve, "kv_cache_bytes", None)}
+    return {"tokens_per_s": figures, **memory}
 
 
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-
-
-def version_of(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
+def compare(names: dict[str, str], folder: Path, rounds: int) -> dict[str, Any]:
+    """Medians over the rounds, and ours over each peer's. names: engine -> its interpreter."""
+    root = str(Path(__file__).resolve().parents[1])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    runs: dict[str, list[dict[str, Any]]] = {n: [] for n in names}
+    for seed in range(rounds):
+        for name, python in names.items():
+            command = [python, __file__, "--only", name, "--model", str(folder), "--seed", str(seed)]
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+            runs[name].append(json.loads(done.stdout.splitlines()[-1]))
+    medians = {
+        n: {w: round(statistics.median(r["tokens_per_s"][w] for r in runs[n]), 1) for w in WORKLOADS} for n in names
+    }
+    peers = [n for n in names if n != "backplane"]
+    return {
+        "tokens_per_s": medians,
+        "backplane_over": {n: {w: round(medians["backplane"][w] / medians[n][w], 2) for w in WORKLOADS} for n in peers},
+        "peak_rss_bytes": {n: max(r["peak_rss_bytes"] for r in runs[n]) for n in names},
+        "kv_cache_bytes": runs["backplane"][0]["kv_cache_bytes"],
+        "weight_bytes": sum(p.stat().st_size for p in folder.glob("*.safetensors")),
+        "every_round": runs,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model", type=Path, help="a Llama checkpoint; unset: one is made")
+    parser.add_argument("--llama-python", help="an interpreter that has llama-cpp-python and gguf")
+    parser.add_argument("--model", type=Path, help="a Llama checkpoint alone; unset: the two models")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu_peers.json")
     parser.add_argument("--only", choices=ENGINES, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
@@ -224,38 +254,28 @@ def main() -> None:
     if options.only:
         print(json.dumps(measure(options.only, options.model, options.seed)))
         return
-    names = ["backplane", "transformers"]
-    if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
-        names.append("llama_cpp")
+    names = {"backplane": sys.executable, "transformers": sys.executable}
+    versions: dict[str, str] = {}
+    if options.llama_python:
+        names["llama_cpp"] = options.llama_python
+        ask = "from importlib.metadata import version; print(version('llama-cpp-python'))"
+        done = subprocess.run([options.llama_python, "-c", ask], capture_output=True, check=True, text=True)
+        versions["llama_cpp_python"] = done.stdout.strip()
+    from machine import describe  # not for llama.cpp's interpreter
+
+    report: dict[str, Any] = {"machine": {**describe(), **versions, "threads": THREADS}, "rounds": options.rounds}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = options.model or Path(scratch) / "model"
-        if not folder.exists():
-            make_model(folder)
-        root = str(Path(__file__).resolve().parents[1])
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-        runs: dict[str, list[dict[str, Any]]] = {n: [] for n in names}
-        for seed in range(options.rounds):
-            for name in names:
-                command = [sys.executable, __file__, "--only", name, "--model", str(folder), "--seed", str(seed)]
-                done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
-                runs[name].append(json.loads(done.stdout.splitlines()[-1]))
-        weight_bytes = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
-    medians = {
-        n: {w: round(statistics.median(r["tokens_per_s"][w] for r in runs[n]), 1) for w in WORKLOADS} for n in names
-    }
-    ratios = {n: {w: round(medians["backplane"][w] / medians[n][w], 2) for w in WORKLOADS} for n in names[1:]}
-    report = {
-        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": THREADS, "system": platform.platform()},
-        "load_average_after": os.getloadavg(),
-        "versions": {d: version_of(d) for d in ("torch", "transformers", "llama-cpp-python")},
-        "rounds": options.rounds,
-        "tokens_per_s": medians,
-        "backplane_over": ratios,
-        "peak_rss_bytes": {n: max(r["peak_rss_bytes"] for r in runs[n]) for n in names},
-        "weight_bytes": weight_bytes,
-        "every_round": runs,
-    }
-    print(json.dumps({k: v for k, v in report.items() if k != "every_round"}, indent=2))
+        os.environ["TMPDIR"] = scratch
+        if options.model:
+            models = {options.model.name: options.model}
+        else:
+            demo = Path(__file__).resolve().parents[1] / "plugins" / "sources" / "demo" / "data" / "chat"
+            models = {"llama-125m": Path(scratch) / "llama-125m", "demo": demo}
+            make_model(models["llama-125m"])
+        report["models"] = {name: compare(names, folder, options.rounds) for name, folder in models.items()}
+    report["load_average_after"] = os.getloadavg()
+    shown = {name: {k: v for k, v in m.items() if k != "every_round"} for name, m in report["models"].items()}
+    print(json.dumps(shown, indent=2))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
 
