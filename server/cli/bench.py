@@ -15,10 +15,11 @@ from typing import Any
 
 import click
 
+from core.progress import ProgressLine
 from server.cli.options import EngineCommand, with_engine_options
 
-WORDS = ("the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he")
-"""Each is one token in most vocabularies."""
+VLLM = {"num-iters": "runs", "output-json": "json", "random-input-len": "input-len", "random-output-len": "output-len"}
+"""vLLM's spellings, of latency and throughput."""
 
 
 @click.group()
@@ -90,7 +91,7 @@ def _prompts(engine: Any, count: int, length: int, seed: int) -> list[list[int]]
     return [[rng.randrange(engine.ready.vocab_size) for _ in range(length)] for _ in range(count)]
 
 
-@bench.command(cls=EngineCommand)
+@bench.command(cls=EngineCommand, names=VLLM)
 @click.option("--model", default="demo", show_default=True, help="A folder, a Hugging Face name, or demo.")
 @click.option("--batch-size", type=int, default=1, show_default=True, help="Requests at once.")
 @click.option("--runs", type=int, default=5, show_default=True, help="Timed runs, after one that warms up.")
@@ -126,7 +127,7 @@ def latency(
     report(figures, json_path)
 
 
-@bench.command(cls=EngineCommand)
+@bench.command(cls=EngineCommand, names=VLLM)
 @click.option("--model", default="demo", show_default=True, help="A folder, a Hugging Face name, or demo.")
 @click.option("--num-prompts", type=int, default=100, show_default=True, help="Requests, all sent at once.")
 @sizes
@@ -160,7 +161,17 @@ def throughput(
     report(figures, json_path)
 
 
-@bench.command()
+@bench.command(
+    cls=EngineCommand,
+    names={
+        "base-url": "url",
+        "random-input-len": "input-len",
+        "random-output-len": "output-len",
+        "output-json": "json",
+        "result-filename": "json",
+        "seed": "seed-of-prompts",
+    },
+)
 @click.option("--url", default="http://127.0.0.1:8000/v1", show_default=True, help="Base of the API.")
 @click.option("--model", help="Name to send; unset: the first that the server lists.")
 @click.option("--api-key", default="none", help="Key to send.")
@@ -176,137 +187,40 @@ def throughput(
 )
 @click.option("--plot", type=click.Path(path_type=Path), help="Draw the latencies as an SVG picture.")
 @sizes
-def serve(**options: Any) -> None:
+def serve(json_path: Path | None, plot: Path | None, seed_of_prompts: int, **options: Any) -> None:
     """Drive a server with streamed completions: TTFT, TPOT, ITL, end to end, in ms."""
     import httpx
 
-    drive = _drive(**{k: v for k, v in options.items() if k not in ("json_path", "plot")})
+    from server.cli.load import Load, base_of, drive
+
+    load = Load(seed=seed_of_prompts, **options)
     try:
-        figures, samples = asyncio.run(drive)
+        with ProgressLine("requests") as progress:
+            samples = asyncio.run(drive(load, progress))
     except (httpx.HTTPError, KeyError, IndexError, ValueError) as error:
-        url = f"{options['url'].rstrip('/')}/models"
         raise click.ClickException(
-            f"{url} does not answer as an OpenAI-compatible server does ({type(error).__name__}: {error}); "
-            "is the server up, is --url its base with /v1, and is --api-key right?"
+            f"{base_of(load.url)}/models does not answer as an OpenAI-compatible server does "
+            f"({type(error).__name__}: {error}); is the server up, is --url its base with /v1, and is --api-key right?"
         ) from None
-    report(figures, options["json_path"])
-    if options["plot"]:
-        options["plot"].write_text(_picture(samples))
-    if figures["failed"]:
-        raise SystemExit(1)
-
-
-async def _drive(
-    url: str,
-    model: str | None,
-    api_key: str,
-    num_prompts: int,
-    request_rate: float | None,
-    max_concurrency: int,
-    input_len: int,
-    output_len: int,
-    seed_of_prompts: int,
-    prompts: str,
-) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    import httpx
-
-    rng = random.Random(seed_of_prompts)
-    limits = httpx.Limits(max_connections=max_concurrency, max_keepalive_connections=max_concurrency)
-    samples: dict[str, list[float]] = {"ttft_ms": [], "tpot_ms": [], "itl_ms": [], "e2e_ms": []}
-    made, errors = 0, []
-    gate = asyncio.Semaphore(max_concurrency)
-    headers = {"Authorization": f"Bearer {api_key}"}
-    async with httpx.AsyncClient(base_url=url.rstrip("/"), headers=headers, timeout=None, limits=limits) as client:
-        if model is None:
-            answer = await client.get("/models")
-            answer.raise_for_status()
-            model = answer.json()["data"][0]["id"]
-
-        async def one(prompt: list[int] | str) -> None:
-            nonlocal made
-            body = {
-                "model": model,
-                "prompt": prompt,
-                "max_tokens": output_len,
-                "temperature": 0,
-                "stream": True,
-                "ignore_eos": True,
-                "stream_options": {"include_usage": True},
-            }
-            async with gate:
-                begun = last = time.perf_counter()
-                first = None
-                tokens = pieces = 0
-                try:
-                    async with client.stream("POST", "/completions", json=body) as response:
-                        if response.status_code != 200:
-                            errors.append(f"{response.status_code}: {(await response.aread())[:200]!r}")
-                            return
-                        async for line in response.aiter_lines():
-                            if not line.startswith("data: {"):
-                                continue
-                            event = json.loads(line[6:])
-                            if "error" in event:
-                                errors.append(event["error"]["message"])
-                                return
-                            now = time.perf_counter()
-                            if event.get("choices"):
-                                if first is None:
-                                    first = now
-                                    samples["ttft_ms"].append((now - begun) * 1e3)
-                                else:
-                                    samples["itl_ms"].append((now - last) * 1e3)
-                                last = now
-                                pieces += 1
-                            if event.get("usage"):
-                                tokens = event["usage"]["completion_tokens"]
-                except httpx.HTTPError as error:
-                    errors.append(f"{type(error).__name__}: {error}")
-                    return
-                tokens = tokens or pieces  # a server that reports no usage sends a token a piece, as a rule
-                made += tokens
-                samples["e2e_ms"].append((last - begun) * 1e3)
-                if first is not None and tokens > 1:
-                    samples["tpot_ms"].append((last - first) / (tokens - 1) * 1e3)
-
-        tasks = []
-        begun = time.perf_counter()
-        for _ in range(num_prompts):
-            prompt: list[int] | str = [rng.randrange(10, 4000) for _ in range(input_len)]
-            if prompts == "words":
-                prompt = " ".join(rng.choice(WORDS) for _ in range(input_len))
-            tasks.append(asyncio.create_task(one(prompt)))
-            if request_rate:
-                await asyncio.sleep(rng.expovariate(request_rate))
-        await asyncio.gather(*tasks)
-        seconds = time.perf_counter() - begun
-    for error in errors[:3]:
-        click.echo(f"failed: {error}", err=True)
+    for text in samples.errors[:3]:
+        click.echo(f"failed: {text}", err=True)
+    failed, seconds = len(samples.errors), samples.seconds
     figures: dict[str, Any] = {
-        "requests": num_prompts,
-        "failed": len(errors),
+        "requests": load.num_prompts,
+        "failed": failed,
         "seconds": seconds,
-        "output_tokens": made,
-        "output_tokens_per_s": made / seconds,
-        "requests_per_s": (num_prompts - len(errors)) / seconds,
+        "output_tokens": samples.num_tokens,
+        "output_tokens_per_s": samples.num_tokens / seconds,
+        "requests_per_s": (load.num_prompts - failed) / seconds,
     }
-    figures |= {name: summary(values) for name, values in samples.items()}
-    return figures, samples
+    report(figures | {name: summary(values) for name, values in samples.latencies().items()}, json_path)
+    if plot:
+        from server.cli.latency_picture import latency_picture
 
-
-def _picture(samples: dict[str, list[float]]) -> str:
-    """Each latency's sorted values as a curve, from the fastest request to the slowest."""
-    width, height, parts = 640, 150, []
-    for i, (name, values) in enumerate(samples.items()):
-        top = i * height
-        ordered = sorted(values) or [0.0]
-        high = ordered[-1] or 1.0
-        points = " ".join(
-            f"{60 + (width - 80) * j / max(1, len(ordered) - 1):.1f},{top + height - 25 - (height - 50) * v / high:.1f}"
-            for j, v in enumerate(ordered)
+        caption = (
+            f"{load.num_prompts} requests, {load.input_len} tokens in and {load.output_len} out, at most "
+            f"{load.max_concurrency} at once: {figures['output_tokens_per_s']:.0f} tokens/s"
         )
-        parts.append(f'<text x="60" y="{top + 16}">{name}, sorted; highest {high:.1f}</text>')
-        parts.append(f'<polyline points="{points}" fill="none" stroke="#3366cc" stroke-width="2"/>')
-    body = "\n".join(parts)
-    size = f'width="{width}" height="{height * len(samples)}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif" font-size="13">\n{body}\n</svg>\n'
+        plot.write_text(latency_picture(samples.latencies(), caption))
+    if failed:
+        raise SystemExit(1)

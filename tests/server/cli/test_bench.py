@@ -41,6 +41,17 @@ def test_serve_reports_every_request_and_draws_a_picture(server, tmp_path):
     assert ElementTree.parse(picture).getroot().tag.endswith("svg")
 
 
+def test_serve_takes_the_spellings_of_vllm(server, tmp_path):
+    made = tmp_path / "figures.json"
+    lens = ("--random-input-len", 4, "--random-output-len", 3)
+    done = run(
+        "serve", "--base-url", server.url, *lens, "--num-prompts", 2, "--request-rate", "inf", "--prompts", "words",
+        "--seed", 3, "--result-filename", made,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert json.loads(made.read_text())["output_tokens"] == 6
+
+
 def test_serve_counts_what_fails(server):
     # token ids beyond the tiny model's vocabulary
     done = run("serve", "--url", f"{server.url}/v1", "--num-prompts", 2, "--input-len", 50, "--output-len", 2)
