@@ -11,7 +11,7 @@ def gather_logprobs(
     logits: torch.Tensor, chosen: torch.Tensor, num_top: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """logits: float32 [n, vocab], chosen: int64 [n] -> ids [n, 1 + num_top], log probabilities, rank of chosen [n]."""
-    normalised = logits - logits.logsumexp(-1, keepdim=True)
+    normalised = logits.log_softmax(-1)  # a row of it is the same among any others
     mine = normalised.gather(1, chosen[:, None])
     rank = (normalised > mine).sum(-1) + 1
     top, ids = normalised.topk(min(num_top, logits.shape[-1]), -1) if num_top else (mine[:, :0], chosen[:, None][:, :0])
