@@ -55,6 +55,7 @@ SPECS = {
     "one head a group": spec(4, 4, 96),
     "soft cap": spec(32, 8, 128, soft_cap=20.0),
     "head_dim 256": spec(8, 2, 256),
+    "head_dim 16": spec(4, 2, 16),
 }
 
 

@@ -1,6 +1,6 @@
 """Tokens a second through HTTP streaming with 256 clients, over the same engine offline, both on this GPU.
 
-    python benchmarks/gpu/http.py [--api-server-count 2] [--tokenizer tokenizer.json]
+    python benchmarks/gpu/streaming.py [--api-server-count 2] [--tokenizer tokenizer.json]
 
 Random weights of Llama-3.1-8B's shape and a real tokenizer of 128k tokens, so that text is made of every token. Prompts go
 as token ids. Clients are processes of their own: one event loop for all of them would be what is measured.
