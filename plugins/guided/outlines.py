@@ -24,8 +24,8 @@ from plugins.guided.regex import is_anchored
 
 TIMEOUT_S = 15.0
 MAX_MEMORY_BYTES = 1 << 30
-MAX_INDEX_BYTES = 64 << 20
-"""Reading an index holds Python's lock; a bigger one would stop the steps."""
+MAX_INDEX_BYTES = 32 << 20
+"""Reading an index holds Python's lock for about 3.5 ms a MB; a bigger one would stop the steps for too long."""
 MAX_ROLLBACK = 64
 
 _ANNOTATIONS = {
@@ -146,7 +146,9 @@ class OutlinesBackend:
         if answer[:1] == b"E":
             raise RequestError(f"the guided-decoding constraint is not accepted: {answer[1:].decode()[:500]}")
         if len(answer) > MAX_INDEX_BYTES:
-            raise RequestError(f"the constraint's index has {len(answer)} bytes; at most {MAX_INDEX_BYTES} are taken")
+            raise RequestError(
+                f"the constraint's index has {len(answer)} bytes; at most {MAX_INDEX_BYTES} are taken; simplify it, or use 'llguidance'"
+            )
         return answer[1:]
 
 

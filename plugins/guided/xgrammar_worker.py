@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+NICENESS = 10
+"""The engine's steps go first, see outlines_worker.py."""
 PREFIX_BYTES = 8
 """Of a message's length, little endian."""
 
@@ -75,6 +77,8 @@ def cap_memory(more_bytes: int) -> None:
 
 def work(compiler: Any, library: Any, order: dict[str, Any], out: int) -> None:
     """In a fork: compile and write the answer."""
+    with contextlib.suppress(OSError, AttributeError):  # not on every system
+        os.nice(NICENESS)
     cap_memory(order["memory"])
     try:
         compiled = compile_order(compiler, library, order)

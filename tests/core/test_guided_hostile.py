@@ -66,6 +66,8 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "xgrammar: regex that hangs": {"regex": "((a{1,100}){1,100}){1,100}b", "backend": "xgrammar"},
     "xgrammar: ambiguous": {"grammar": 'root ::= root root | "a" | "aa" | ""', "backend": "xgrammar"},
     "outlines: regex that explodes": {"regex": r"(\w{1,1000}){1,1000}", "backend": "outlines"},
+    "outlines: an index as large as one may be": {"regex": ".{0,500}", "backend": "outlines"},
+    "outlines: an index that is too large": {"regex": ".{0,1500}", "backend": "outlines"},
 }
 
 
