@@ -1,16 +1,29 @@
-"""The HTTP/1.1 connection: uvicorn's, with a bound on how long a request's head may take and how large it may be.
+"""The HTTP/1.1 connection: uvicorn's, with a bound on how long a request's head may take and how large it may be, and with
+a short way for the pieces of a stream.
 
 uvicorn waits without end for a head that has begun, and keeps all of it: a few slow clients could hold every descriptor.
+A piece of a stream goes through three coroutines of ASGI layers that have nothing to do with it once the head is out.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
+_SCOPE = "backplane_connection"
+
+
+def body_writer(scope: Any) -> Callable[[bytes], Awaitable[None] | None] | None:
+    """What writes a piece of a body in chunks, once its head is out. It returns what to await when the client is slow.
+
+    None: the connection is not ours, or the app is served by another server; then ASGI's `send` has to do.
+    """
+    connection = scope.get(_SCOPE)
+    return None if connection is None else connection.write_piece  # type: ignore[no-any-return]
 
 
 def connection_class(head_timeout_s: float) -> type[HttpToolsProtocol]:
@@ -28,8 +41,14 @@ def connection_class(head_timeout_s: float) -> type[HttpToolsProtocol]:
             self._disarm()
             super().connection_lost(exc)
 
+        def write_piece(self, piece: bytes) -> Awaitable[None] | None:
+            if piece and not self.transport.is_closing():
+                self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            return self.flow.drain() if self.flow.write_paused else None
+
         def on_message_begin(self) -> None:
             super().on_message_begin()
+            self.scope[_SCOPE] = self  # type: ignore[literal-required]
             self._head_bytes = 0
             self._arm()
 

@@ -26,6 +26,7 @@ from core.engine.async_engine import AsyncEngine
 from core.engine.remote import RemoteEngine
 from core.errors import ConfigError
 from server import logs
+from server.acceptor import Acceptor
 from server.app import create_app
 from server.config import ServerConfig
 from server.connection import connection_class
@@ -44,11 +45,29 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
 
 class _Asgi(uvicorn.Server):
-    """uvicorn without its own signal handlers: ours drain first."""
+    """uvicorn without its own signal handlers, since ours drain first, and with our own acceptor."""
+
+    handshake_timeout_s: float
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        config = self.config
+
+        def make() -> asyncio.Protocol:
+            return config.http_protocol_class(  # type: ignore[call-arg]
+                config=config, server_state=self.server_state, app_state=self.lifespan.state
+            )
+
+        self.servers: list[Any] = [Acceptor(sock, make, config.ssl, self.handshake_timeout_s) for sock in sockets or []]
+        self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        for server in self.servers:
+            await server.wait_closed()
 
 
 def bind_all(options: ServerConfig) -> list[socket.socket]:
@@ -180,6 +199,7 @@ async def serve_app(
     app = create_app(engine, options, tally)
     state: ServerState = app.state.server
     server = _Asgi(_uvicorn_config(app, options))
+    server.handshake_timeout_s = options.head_timeout_s
     running = asyncio.ensure_future(server.serve(sockets=[sock]))
     stopping = asyncio.ensure_future(stopper.first.wait())
     try:
@@ -261,7 +281,6 @@ def _uvicorn_config(app: Any, options: ServerConfig) -> uvicorn.Config:
         lifespan="off",
         ws="none",
         server_header=False,
-        backlog=4096,
         http=connection_class(options.head_timeout_s),
     )
 

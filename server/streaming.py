@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any
 
 from litestar import Response
 
+from server.connection import body_writer
 from server.errors import encode, to_api_error
 from server.state import HttpRequest, unless_gone
 
@@ -44,11 +45,14 @@ class _Writer:
         self._first, self._rest = first, rest
         self._headers = [*_HEADERS, *((k.encode(), v.encode()) for k, v in headers.items())]
 
-    async def _write(self, send: Any) -> None:
+    async def _write(self, send: Any, write: Callable[[bytes], Awaitable[None] | None] | None) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await send({"type": "http.response.body", "body": self._first, "more_body": True})
         async for piece in self._rest:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            if write is None:
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            elif (slow := write(piece)) is not None:
+                await slow
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _gone(self, receive: Any) -> None:
@@ -56,7 +60,7 @@ class _Writer:
             pass
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        writer = asyncio.ensure_future(self._write(send))
+        writer = asyncio.ensure_future(self._write(send, body_writer(scope)))
         watcher = asyncio.ensure_future(self._gone(receive))
         try:
             await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED)

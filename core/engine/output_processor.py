@@ -81,10 +81,19 @@ class Group:
     """The engine refused the request, or is gone."""
     embedding: np.ndarray | None = None
     """float32 [hidden], of a request that pools."""
+    num_open: int = field(init=False)
+    """Sequences that have not ended."""
+    hidden_ends: frozenset[int] = field(init=False)
+    """Token ids that end the output and are no part of its text."""
+
+    def __post_init__(self) -> None:
+        params = self.request.params
+        self.num_open = len(self.sequences)
+        self.hidden_ends = frozenset(() if params.include_stop_str_in_output else params.stop_token_ids)
 
     @property
     def done(self) -> bool:
-        return all(s.finish_reason for s in self.sequences)
+        return not self.num_open
 
 
 class OutputProcessor:
@@ -131,6 +140,8 @@ class OutputProcessor:
         """Take in a step. -> handles to abort in the engine: their stop string came."""
         aborts: list[int] = []
         touched: dict[int, Group] = {}
+        time_s = step.time_s
+        gaps: dict[float, int] = {}  # those that run together have the same one
         for handle, positions in step.logprobs.items():
             if found := self._sequences.get(handle):
                 found[1].logprobs.extend(positions)
@@ -146,18 +157,21 @@ class OutputProcessor:
                 continue  # ended here by a stop string or an abort, and the engine did not know yet
             group, sequence = found
             if sequence.last_token_time_s:
-                for observer in self.observers:
-                    observer.tokens(1, step.time_s - sequence.last_token_time_s)
+                gap_s = time_s - sequence.last_token_time_s
+                gaps[gap_s] = gaps.get(gap_s, 0) + 1
             else:
-                sequence.first_token_time_s = step.time_s
-            sequence.last_token_time_s = step.time_s
+                sequence.first_token_time_s = time_s
+            sequence.last_token_time_s = time_s
             sequence.token_ids.append(token)
-            if sequence.detokenizer is not None and not self._is_hidden_end(group, token):
+            if sequence.detokenizer is not None and token not in group.hidden_ends:
                 sequence.text += sequence.detokenizer.feed([token])
                 if (stop := sequence.detokenizer.stopped_by) is not None:
                     aborts.append(handle)
                     self._end_here(group, sequence, "stop", stop)
             touched[id(group)] = group
+        for observer in self.observers:
+            for gap_s, count in gaps.items():
+                observer.tokens(count, gap_s)
         for finished in step.finished:
             found = self._sequences.get(finished.handle)
             if found is not None:
@@ -174,10 +188,6 @@ class OutputProcessor:
                 group.notify()
         return aborts
 
-    def _is_hidden_end(self, group: Group, token: int) -> bool:
-        """A stop token id ends the output and is no part of its text."""
-        return token in group.request.params.stop_token_ids and not group.request.params.include_stop_str_in_output
-
     def _finish(self, group: Group, sequence: Sequence, finished: Finished) -> None:
         params = group.request.params
         group.finished.append(finished)
@@ -185,7 +195,7 @@ class OutputProcessor:
             sequence.token_ids = np.frombuffer(finished.token_ids, np.int32).tolist()
             if self.tokenizer is not None and params.detokenize:
                 ids = sequence.token_ids
-                if ids and finished.reason == "stop" and self._is_hidden_end(group, ids[-1]):
+                if ids and finished.reason == "stop" and ids[-1] in group.hidden_ends:
                     ids = ids[:-1]
                 sequence.text = self.tokenizer.decode(ids, params.skip_special_tokens)
         elif sequence.detokenizer is not None:
@@ -203,6 +213,8 @@ class OutputProcessor:
             self._end(group, sequence, finished.reason, stop_reason)
 
     def _end(self, group: Group, sequence: Sequence, reason: str, stop_reason: int | str | None) -> None:
+        if not sequence.finish_reason:
+            group.num_open -= 1
         sequence.finish_reason, sequence.stop_reason = reason, stop_reason
         self._sequences.pop(sequence.handle, None)
 

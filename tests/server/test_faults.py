@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import threading
@@ -260,3 +261,23 @@ def test_a_stop_under_load_loses_nothing_that_was_accepted(start_server, num_pro
     assert {r[0] for r in results} <= {"200", "503", "ConnectError", "RemoteProtocolError", "ReadError"}
     assert any(r[0] == "503" for r in results)
     assert "did not finish in time" not in server.output and "Traceback" not in server.output
+
+
+def test_a_server_out_of_descriptors_goes_on_when_it_has_some(start_server):
+    server = start_server()
+    pid = server.process.pid
+    used = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 20, hard))
+    with ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(connect(server))
+        wait_for(lambda: "raise the limit of open files" in server.output, 5)
+        ticks = Path(f"/proc/{pid}/stat").read_text().split()
+        time.sleep(0.5)
+        more = Path(f"/proc/{pid}/stat").read_text().split()
+        assert int(more[13]) - int(ticks[13]) < 25, "it turns in a loop while it can take no connection"
+    assert httpx.post(f"{server.url}/v1/completions", json=SHORT, timeout=10).status_code == 200
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    server.stop()
+    assert server.process.returncode == 0
