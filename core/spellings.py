@@ -203,7 +203,7 @@ def engine_options(options: Mapping[str, Any]) -> dict[str, Any]:
         name = keyword.replace("_", "-")
         if name in IGNORED:
             if value not in UNSET and value != 0:
-                warnings.warn(f"{keyword}={value!r} has no effect: {IGNORED[name].why}", stacklevel=3)
+                warnings.warn(f"{keyword}={value!r} has no effect: {IGNORED[name].why}", stacklevel=4)
         elif name in ONLY:
             allowed, why = ONLY[name]
             if value is not None and str(value) != allowed:

@@ -94,7 +94,9 @@ def test_spellings(args, expected):
         (["--speculative-config.model", "x"], "not there yet"),
         (["--tool-parser-plugin", "x.py"], "engine plugins new"),
         (["--trust-request-chat-template"], "code from a stranger"),
-        (["--rope-scalign", "x"], "is not an option of serve"),
+        (["--rope-scalign", "x"], "is not an option of serve; did you mean --rope-scaling"),
+        (["--tensor-paralel-size", "2"], "did you mean --tensor-parallel-size"),
+        (["--zzz"], "serve --help lists all"),
         (["--config", "/nowhere.yaml"], "No such file"),
     ],
 )
