@@ -40,7 +40,7 @@ def main() -> None:
         "free": None,
         "a long string": GuidedDecodingParams(json={"type": "string", "minLength": 4000}),
         "objects": GuidedDecodingParams(json=DOCUMENT),
-        "regex": GuidedDecodingParams(regex="([a-z]{1,9} ){400}"),
+        "regex": GuidedDecodingParams(regex="[a-z ]{1500}"),
     }
     record: dict[str, Any] = {"workload": "guided", "engine": "backplane", "shape": args.shape, "batch": BATCH}
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}

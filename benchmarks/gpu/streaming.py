@@ -27,7 +27,7 @@ import workloads
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-CLIENTS, INPUT, OUTPUT, EACH = 256, 512, 256, 2
+CLIENTS, INPUT, OUTPUT, EACH = 256, 256, 256, 1
 CLIENT_PROCESSES = 8
 PORT = 8765
 

@@ -47,7 +47,42 @@ def options(pdl: bool, **more: Any) -> dict[str, Any]:
     return {**more, "launch_pdl": True} if pdl else more
 
 
-_compiles_only = False
+class _Compilation:
+    """What one `compiling` block has handed to the compiler."""
+
+    def __init__(self) -> None:
+        self._seen: set[Any] = set()
+        self._kernels: list[Any] = []
+
+    def take(self, kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """A launch like an earlier one is left out: Triton would look at each argument again, and most are alike."""
+        key = (kernel, tuple(map(_likeness, args)), tuple(keywords.items()))
+        if key not in self._seen:
+            self._seen.add(key)
+            self._kernels.append(kernel.warmup(*args, grid=grid, **keywords))
+
+    def load(self, pool: ThreadPoolExecutor) -> None:
+        """Build the launchers of all kernels (a C compiler each, when they are not on disk) and load their code."""
+
+        def load(kernel: Any) -> None:
+            compiled = kernel.result() if hasattr(kernel, "result") else kernel
+            getattr(compiled, "_init_handles", lambda: None)()
+
+        list(pool.map(load, self._kernels))
+
+
+def _likeness(value: Any) -> Any:
+    """What Triton's choice of a compiled kernel can depend on, or more."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if isinstance(value, int):
+        return value == 1, value % 16 == 0, value.bit_length() > 31
+    if isinstance(value, float) or value is None:
+        return type(value)
+    return type(value), value.base.dtype, tuple(value.block_shape)  # a tensor descriptor
+
+
+_compilation: _Compilation | None = None
 _fixed_order = False
 
 
@@ -69,8 +104,8 @@ def fixed_order(wanted: bool) -> Iterator[None]:
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **keywords: Any) -> None:
     """kernel[grid](*args, **keywords); within `compiling`, hand it to the compiler and compute nothing."""
-    if _compiles_only:
-        kernel.warmup(*args, grid=grid, **keywords)
+    if _compilation is not None:
+        _compilation.take(kernel, grid, args, keywords)
     else:
         kernel[grid](*args, **keywords)
 
@@ -78,7 +113,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **keywords: Any) -> N
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
     """Kernels launched in here are compiled, side by side, and ready when the block ends; their outputs are not."""
-    global _compiles_only
+    global _compilation
     try:
         from triton.runtime._async_compile import AsyncCompileMode
     except ImportError:  # another Triton: the first launch compiles
@@ -86,9 +121,10 @@ def compiling() -> Iterator[None]:
     else:
         mode = AsyncCompileMode
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        _compiles_only = True
+        _compilation = work = _Compilation()
         try:
             with mode(pool):
                 yield
         finally:
-            _compiles_only = False
+            _compilation = None
+        work.load(pool)

@@ -127,3 +127,40 @@ def test_a_captured_graph_serves_other_lengths() -> None:
     assert ((out.float() - expected).norm() / expected.norm()).item() < 1e-2
     assert (out[4:] == 0).all()
     assert math.isfinite(out.float().sum().item())
+
+
+@pytest.mark.parametrize("order", [False, True], ids=["fastest", "fixed order"])
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2], ids=["e4m3", "e5m2"])
+def test_fp8_cache(kind: torch.dtype, order: bool) -> None:
+    """What is stored is the number next to it, and attention is over what is stored."""
+    from core.kernels.launch import fixed_order
+
+    case = Case(spec(**LLAMA), [*EDGES[1:], (64, 33), (200, 500), (17, 16), (300, 1)])
+    built = build(case, "cuda", torch.bfloat16)
+    cache = tuple(c.to(kind) for c in built.cache)
+    filled = tuple(c.to(kind).to(torch.bfloat16) for c in built.filled)
+    backend = TritonBackend(torch.device("cuda"))
+    with fixed_order(order):
+        backend.plan(built.batch)
+        out = backend.forward(case.spec, built.query, built.key, built.value, cache, built.batch)
+    for got, wanted in zip(cache, filled, strict=True):
+        torch.testing.assert_close(got.to(torch.bfloat16), wanted, equal_nan=True, rtol=0, atol=0)
+    expected = paged_attention_reference(case.spec, built.query.float(), *filled, built.batch)
+    assert ((out.float() - expected).norm() / expected.norm()).item() < 1e-2
+
+
+def test_an_fp8_cache_in_the_engine(checkpoint) -> None:
+    """Half the bytes; forked samples copy blocks; tokens come alike with graphs and without."""
+    from core import Engine, SamplingParams
+
+    options = {"skip_tokenizer_init": True, "dtype": "bfloat16", "num_blocks": 256, "max_num_seqs": 16}
+    params = SamplingParams(n=3, temperature=1.0, seed=4, max_tokens=24, ignore_eos=True)
+    prompts = [[7 * i % 380 + 1 for i in range(n)] for n in (5, 40, 100)]
+    with Engine(str(checkpoint("llama")), **options) as e:
+        wide = e.ready.memory["kv_cache"]
+    for kind in ("fp8", "fp8_e5m2"):
+        with Engine(str(checkpoint("llama")), kv_cache_dtype=kind, **options) as e:
+            assert e.ready.memory["kv_cache"] * 2 == wide
+            first = [[s.token_ids for s in o.outputs] for o in e.generate(prompts, params)]
+            assert first == [[s.token_ids for s in o.outputs] for o in e.generate(prompts, params)]
+            assert all(len({tuple(t) for t in samples}) > 1 for samples in first)
