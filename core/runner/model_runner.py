@@ -188,7 +188,9 @@ class ModelRunner:
             source, target = (self.batch.send(plan.block_copies[:, i].astype(np.int64)) for i in (0, 1))
             for cache in self.caches:
                 for tensor in cache:
-                    tensor.index_copy_(0, target, tensor.index_select(0, source))
+                    # torch copies no rows of 8-bit floats
+                    words = tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor
+                    words.index_copy_(0, target, words.index_select(0, source))
         replayed = None if self.graphs is None else self.graphs.run(plan)
         if replayed is not None:
             self._launched = (plan, *replayed)

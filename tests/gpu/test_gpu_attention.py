@@ -153,7 +153,13 @@ def test_an_fp8_cache_in_the_engine(checkpoint) -> None:
     """Half the bytes; forked samples copy blocks; tokens come alike with graphs and without."""
     from core import Engine, SamplingParams
 
-    options = {"skip_tokenizer_init": True, "dtype": "bfloat16", "num_blocks": 256, "max_num_seqs": 16}
+    options = {
+        "skip_tokenizer_init": True,
+        "dtype": "bfloat16",
+        "num_blocks": 256,
+        "max_num_seqs": 16,
+        "enable_prefix_caching": False,
+    }
     params = SamplingParams(n=3, temperature=1.0, seed=4, max_tokens=24, ignore_eos=True)
     prompts = [[7 * i % 380 + 1 for i in range(n)] for n in (5, 40, 100)]
     with Engine(str(checkpoint("llama")), **options) as e:
