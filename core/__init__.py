@@ -20,6 +20,7 @@ _HOMES = {
     "RequestError": "core.errors",
     "RequestOutput": "core.outputs",
     "SamplingParams": "core.sampling_params",
+    "StructuredOutputsParams": "core.compat",
     "hookimpl": "core.hookspecs",
 }
 

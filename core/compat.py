@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from core.config import EngineConfig
@@ -10,11 +10,38 @@ from core.engine.async_engine import AsyncEngine, Prompt
 from core.engine.engine import Engine
 from core.errors import RequestError
 from core.outputs import EmbeddingRequestOutput, RequestOutput
-from core.sampling_params import SamplingParams
+from core.sampling_params import GuidedDecodingParams, SamplingParams
+
+StructuredOutputsParams = GuidedDecodingParams
 
 
 class LLM(Engine):
-    """Engine, with the two names of vLLM that it does not have itself."""
+    """Engine, with the names of vLLM that it does not have itself."""
+
+    def generate(
+        self,
+        prompts: Any = None,
+        params: Any = None,
+        *,
+        prompt_token_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        **options: Any,
+    ) -> Any:
+        """`Engine.generate`; prompt_token_ids: the older way to give prompts as token ids."""
+        if prompt_token_ids is not None:
+            if prompts is not None:
+                raise RequestError("prompts and prompt_token_ids exclude each other", param="prompt_token_ids")
+            prompts = prompt_token_ids
+        if prompts is None:
+            raise RequestError("prompts is missing", param="prompts")
+        return super().generate(prompts, params, **options)
+
+    def beam_search(self, *arguments: Any, **options: Any) -> Any:
+        """Not there yet: refused by name."""
+        raise RequestError("beam search is not there yet; use best_of", param="beam_search")
+
+    def get_tokenizer(self) -> Any:
+        """With `encode`, `decode` and `chat_template`; None with skip_tokenizer_init."""
+        return self.tokenizer
 
     def encode(self, prompts: Any, *, pooling_task: str = "embed", **options: Any) -> list[EmbeddingRequestOutput]:
         """`embed`. Outputs have their vector as `.outputs.data`."""

@@ -85,9 +85,15 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     spaces_between_special_tokens: bool = True
     detokenize: bool = True
     guided_decoding: GuidedDecodingParams | None = None
+    structured_outputs: GuidedDecodingParams | None = None
+    """The newer name of guided_decoding."""
     use_beam_search: bool = False
 
     def __post_init__(self) -> None:
+        if self.structured_outputs is not None:
+            self._check(self.guided_decoding is None, "structured_outputs", "unset: guided_decoding says the same")
+            msgspec.structs.force_setattr(self, "guided_decoding", self.structured_outputs)
+            msgspec.structs.force_setattr(self, "structured_outputs", None)
         stop = self.stop
         stop = (stop,) if isinstance(stop, str) else tuple(stop or ())
         msgspec.structs.force_setattr(self, "stop", stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from core.config import EngineConfig
 from core.engine.input_processor import InputProcessor
 from core.engine.output_processor import OutputProcessor
-from core.errors import RequestError
+from core.errors import RequestError, nearest
 from core.messages import EngineReady
 from core.pooling import pooling_type
 from core.text.chat_template import ChatTemplate
@@ -42,14 +43,42 @@ class ClientSide:
         special = {n: self.tokenizer.special_token(n) for n in names} if self.tokenizer else {}
         return ChatTemplate(source, special)
 
+    def template_for(self, given: str | None, options: Mapping[str, Any]) -> ChatTemplate | None:
+        """The template to render with, the model's or the one given (text, or a path).
+
+        Raises RequestError for an option that it does not read, which would be ignored in silence.
+        """
+        template = self.chat_template if given is None else self._load_template(given)
+        own = ("add_generation_prompt", "continue_final_message")
+        for name in options:
+            if template and name not in own and not re.search(rf"\b{re.escape(name)}\b", template.source):
+                known = ("tools", "params", "sampling_params", "use_tqdm", "stream", "chat_template", *own)
+                raise RequestError(
+                    f"option {name!r} is not known, and the chat template does not read it{nearest(name, known)}",
+                    param=name,
+                )
+        return template
+
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None, **options: Any
     ) -> str:
+        """Messages -> prompt text, by the model's template. Raises RequestError."""
+        return self.render_with(self.chat_template, messages, tools, **options)
+
+    def render_with(
+        self,
+        template: ChatTemplate | None,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        /,
+        **options: Any,
+    ) -> str:
+        """Messages -> prompt text, by this template. Options may have any name: requests bring them."""
         if not messages:
             raise RequestError("messages is empty; give at least one message", param="messages")
-        if self.chat_template is None:
+        if template is None:
             raise RequestError(
                 "the model has no chat template; use completions, or start the engine with --chat-template",
                 param="messages",
             )
-        return self.chat_template.render(messages, tools, **options)
+        return template.render(messages, tools, **options)

@@ -97,13 +97,24 @@ class Engine:
         tools: Sequence[Mapping[str, Any]] | None = None,
         use_tqdm: bool = True,
         stream: bool = False,
+        sampling_params: Params = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **template_options: Any,
     ) -> Any:
-        """One conversation (a list of messages) or a list of conversations."""
+        """One conversation (a list of messages) or a list of conversations.
+
+        template_options: add_generation_prompt, continue_final_message, and what the template itself reads
+        (`enable_thinking=False`); chat_template_kwargs: the same as a mapping; chat_template: in place of the model's.
+        Raises RequestError for an option that neither this method nor the template knows.
+        """
+        params = params if params is not None else sampling_params
+        options = {**(chat_template_kwargs or {}), **template_options}
+        template = self._client.template_for(chat_template, options)
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
         prompts = []
         for conversation in conversations:
-            text = self._client.render_chat(conversation, tools, **template_options)
+            text = self._client.render_with(template, conversation, tools, **options)
             prompts.append({"prompt": text, "prompt_token_ids": self._client.inputs.tokenizer.encode(text, False)})  # type: ignore[union-attr]
         return self.generate(prompts, params, use_tqdm=use_tqdm, stream=stream)
 

@@ -83,6 +83,7 @@ def test_public_names():
         "RequestError",
         "RequestOutput",
         "SamplingParams",
+        "StructuredOutputsParams",
         "__version__",
         "hookimpl",
     }
