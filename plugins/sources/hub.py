@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from core.config import ModelConfig
 from core.errors import ModelError
 
 PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "*.txt"]
+
+
+@contextlib.contextmanager
+def _bars_on_terminals_alone() -> Iterator[None]:
+    """The client draws its progress bars into pipes and log files too."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    quiet = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if quiet:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if quiet:
+            enable_progress_bars()
 
 
 class HubSource:
@@ -26,16 +44,17 @@ class HubSource:
 
         where = f"model {config.model!r}" + (f" at revision {config.revision!r}" if config.revision else "")
         try:
-            return Path(
-                huggingface_hub.snapshot_download(
-                    config.model,
-                    revision=config.revision,
-                    token=config.hf_token,
-                    cache_dir=config.download_dir,
-                    local_files_only=config.offline,
-                    allow_patterns=PATTERNS,
+            with _bars_on_terminals_alone():
+                return Path(
+                    huggingface_hub.snapshot_download(
+                        config.model,
+                        revision=config.revision,
+                        token=config.hf_token,
+                        cache_dir=config.download_dir,
+                        local_files_only=config.offline,
+                        allow_patterns=PATTERNS,
+                    )
                 )
-            )
         except errors.GatedRepoError as error:
             raise ModelError(
                 f"{where} is gated: ask for access on its page, then pass hf_token or set HF_TOKEN"
