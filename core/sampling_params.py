@@ -13,6 +13,10 @@ MAX_LOGPROBS = 20
 MAX_N = 128
 MAX_STOP = 64
 MAX_LOGIT_BIAS = 1024
+MIN_TEMPERATURE = 1e-5
+"""Logits divided by less are beyond what numbers hold."""
+MAX_INT = 2**31 - 1
+"""Counts go to arrays of 32-bit integers."""
 
 
 class GuidedDecodingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -58,7 +62,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     best_of: int | None = None
     """Answers to make, of which the `n` of highest mean log probability are returned."""
     temperature: float = 1.0
-    """0 takes the likeliest token."""
+    """0, or less than 1e-5, takes the likeliest token."""
     top_p: float = 1.0
     top_k: int = 0
     """0 or -1: off."""
@@ -105,16 +109,22 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         if self.best_of is not None:
             self._check(self.n <= self.best_of <= MAX_N, "best_of", f"from n ({self.n}) to {MAX_N}")
         self._finite("temperature", 0, 100, "0 (the likeliest token) to 100")
+        if self.temperature < MIN_TEMPERATURE:
+            msgspec.structs.force_setattr(self, "temperature", 0.0)
         self._finite("top_p", 0, 1, "above 0 and at most 1")
         self._check(self.top_p > 0, "top_p", "above 0 and at most 1; for the likeliest token set temperature=0")
-        self._check(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", "0 (off) or positive")
+        self._check(
+            isinstance(self.top_k, int) and 0 <= self.top_k <= MAX_INT, "top_k", f"0 (off) or positive, up to {MAX_INT}"
+        )
         self._finite("min_p", 0, 1, "from 0 to 1")
         self._finite("presence_penalty", -2, 2, "from -2 to 2")
         self._finite("frequency_penalty", -2, 2, "from -2 to 2")
         self._finite("repetition_penalty", 0, 1000, "above 0")
         self._check(self.repetition_penalty > 0, "repetition_penalty", "above 0")
         self._check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", "at least 1")
+        self._check(self.max_tokens is None or self.max_tokens <= MAX_INT, "max_tokens", f"at most {MAX_INT}")
         self._check(self.min_tokens >= 0, "min_tokens", "0 or positive")
+        self._check(self.min_tokens <= MAX_INT, "min_tokens", f"at most {MAX_INT}")
         self._check(
             self.max_tokens is None or self.min_tokens <= self.max_tokens,
             "min_tokens",

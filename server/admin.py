@@ -8,6 +8,7 @@ from litestar import Response, get, post
 from litestar.handlers.base import BaseRouteHandler
 
 from core.errors import BackplaneError, EngineDeadError
+from server import openapi
 from server.errors import ApiError, encode
 from server.state import HttpRequest, ServerState
 
@@ -15,7 +16,12 @@ PROFILE_TIMEOUT_S = 300.0
 """A long trace takes this long to write."""
 
 
-@post("/reset_prefix_cache", opt={"admin": True}, status_code=200)
+@post(
+    "/reset_prefix_cache",
+    opt={"admin": True},
+    status_code=200,
+    operation_class=openapi.operation(answer=openapi.Status),
+)
 async def reset_prefix_cache(request: HttpRequest) -> Response[bytes]:
     """Forget what the prefix cache knows. Running requests keep their blocks."""
     state: ServerState = request.app.state.server
@@ -24,7 +30,7 @@ async def reset_prefix_cache(request: HttpRequest) -> Response[bytes]:
     return Response(encode({"status": "ok"}), media_type="application/json")
 
 
-@get("/server_info", opt={"admin": True})
+@get("/server_info", opt={"admin": True}, operation_class=openapi.operation(answer=dict))
 async def server_info(request: HttpRequest) -> Response[bytes]:
     """What was chosen and why, the plugins in use, memory and the start-up's phases."""
     state: ServerState = request.app.state.server
@@ -48,13 +54,13 @@ async def server_info(request: HttpRequest) -> Response[bytes]:
     return Response(encode(info), media_type="application/json")
 
 
-@post("/start_profile", opt={"admin": True}, status_code=200)
+@post("/start_profile", opt={"admin": True}, status_code=200, operation_class=openapi.operation(answer=dict))
 async def start_profile(request: HttpRequest) -> Response[bytes]:
     """Begin a trace of the engine's steps. The server must have been started with --profile-dir."""
     return await _profile(request, "start_profile")
 
 
-@post("/stop_profile", opt={"admin": True}, status_code=200)
+@post("/stop_profile", opt={"admin": True}, status_code=200, operation_class=openapi.operation(answer=dict))
 async def stop_profile(request: HttpRequest) -> Response[bytes]:
     """End the trace and write it: {"trace": its path on the server}. Steps wait while it is written."""
     return await _profile(request, "stop_profile")

@@ -61,19 +61,19 @@ def check_health(state: ServerState) -> None:
         )
 
 
-@get("/health", opt={"public": True})
+@get("/health", opt={"public": True}, operation_class=openapi.operation(answer=openapi.Status))
 async def health(request: HttpRequest) -> Response[bytes]:
     check_health(request.app.state.server)
     return _json({"status": "ok"})
 
 
-@get("/live", opt={"public": True})
+@get("/live", opt={"public": True}, operation_class=openapi.operation(answer=openapi.Status))
 async def live() -> Response[bytes]:
     """The server process answers; nothing is said of the engine."""
     return _json({"status": "ok"})
 
 
-@get("/ready", opt={"public": True})
+@get("/ready", opt={"public": True}, operation_class=openapi.operation(answer=openapi.Status))
 async def ready(request: HttpRequest) -> Response[bytes]:
     """New requests are taken."""
     state: ServerState = request.app.state.server
@@ -82,7 +82,7 @@ async def ready(request: HttpRequest) -> Response[bytes]:
     return _json({"status": "ok"})
 
 
-@head(["/health", "/ready"], opt={"public": True})
+@head(["/health", "/ready"], opt={"public": True}, include_in_schema=False)
 async def health_head(request: HttpRequest) -> None:
     state: ServerState = request.app.state.server
     if request.url.path.endswith("/ready"):
@@ -90,22 +90,22 @@ async def health_head(request: HttpRequest) -> None:
     check_health(state)
 
 
-@head("/live", opt={"public": True})
+@head("/live", opt={"public": True}, include_in_schema=False)
 async def live_head() -> None: ...
 
 
-@get("/version", opt={"public": True})
+@get("/version", opt={"public": True}, operation_class=openapi.operation(answer=dict))
 async def show_version() -> Response[bytes]:
     return _json({"version": version()})
 
 
-@get("/ping", opt={"public": True})
+@get("/ping", opt={"public": True}, operation_class=openapi.operation(answer=openapi.Status))
 async def ping(request: HttpRequest) -> Response[bytes]:
     check_health(request.app.state.server)
     return _json({"status": "ok"})
 
 
-@get("/metrics", opt={"public": True})
+@get("/metrics", opt={"public": True}, operation_class=openapi.operation(text=True))
 async def metrics(request: HttpRequest) -> Response[bytes]:
     state: ServerState = request.app.state.server
     stats = await state.fresh_stats()
@@ -115,11 +115,12 @@ async def metrics(request: HttpRequest) -> Response[bytes]:
 
 
 ROUTES: list[BaseRouteHandler] = [
+    # GET before HEAD: Litestar answers OPTIONS with the methods of the first
     health,
-    health_head,
     live,
-    live_head,
     ready,
+    health_head,
+    live_head,
     show_version,
     ping,
     metrics,

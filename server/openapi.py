@@ -43,19 +43,32 @@ class Error(msgspec.Struct):
     error: ErrorDetail
 
 
-def _reference(struct: Any) -> Reference:
+class Status(msgspec.Struct):
+    status: str
+
+
+def _reference(struct: Any) -> Reference | dict[str, str]:
+    if struct is dict:
+        return {"type": "object"}
     _described[struct.__name__] = struct
     return Reference(ref=_REF.format(name=struct.__name__))
 
 
-def operation(body: Any = None, answer: Any = None, *, streams: bool = False) -> type[Operation]:
-    """Operation class of a route: the structs of its body and its answer; `streams`: or server-sent events."""
+def operation(
+    body: Any = None, answer: Any = None, *, streams: bool = False, text: bool = False, error: Any = Error
+) -> type[Operation]:
+    """Operation class of a route: the structs of its body, its answer and its errors; `dict`: an object of any kind.
+
+    streams: or server-sent events. text: the answer is plain text.
+    """
     content: dict[str, OpenAPIMediaType] = {}
     if answer is not None:
         content["application/json"] = OpenAPIMediaType(schema=_reference(answer))  # type: ignore[arg-type]
     if streams:
         content["text/event-stream"] = OpenAPIMediaType(schema={"type": "string"})  # type: ignore[arg-type]
-    said = {"application/json": OpenAPIMediaType(schema=_reference(Error))}  # type: ignore[arg-type]
+    if text:
+        content["text/plain"] = OpenAPIMediaType(schema={"type": "string"})  # type: ignore[arg-type]
+    said = {"application/json": OpenAPIMediaType(schema=_reference(error))}  # type: ignore[arg-type]
     wanted = OpenAPIMediaType(schema=_reference(body)) if body is not None else None  # type: ignore[arg-type]
 
     @dataclass

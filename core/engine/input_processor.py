@@ -13,7 +13,7 @@ import numpy as np
 
 from core.errors import RequestError
 from core.messages import AddRequest, EngineReady
-from core.sampling_params import SamplingParams
+from core.sampling_params import MAX_INT, GuidedDecodingParams, SamplingParams
 from core.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | dict[str, Any]
@@ -77,11 +77,9 @@ class InputProcessor:
                 "answer; shorten the prompt or raise max_model_len",
                 param="prompt",
             )
-        if params.guided_decoding is not None and self.tokenizer is None:
-            raise RequestError(
-                "guided decoding needs a tokenizer, and the engine has none (skip_tokenizer_init)",
-                param="guided_decoding",
-            )
+        if params.guided_decoding is not None:
+            self._check_guided(params.guided_decoding)
+        _check_priority(priority)
         bad = [i for i in params.stop_token_ids if not 0 <= i < self.ready.vocab_size]
         bad += [i for i in params.logit_bias or () if not 0 <= i < self.ready.vocab_size]
         if bad:
@@ -107,10 +105,24 @@ class InputProcessor:
             bad_words_ids=self._bad_words(params),
         )
 
+    def _check_guided(self, constraint: GuidedDecodingParams) -> None:
+        if self.tokenizer is None:
+            raise RequestError(
+                "guided decoding needs a tokenizer, and the engine has none (skip_tokenizer_init)",
+                param="guided_decoding",
+            )
+        try:
+            msgspec.msgpack.encode(constraint)
+        except (OverflowError, RecursionError) as error:  # JSON has numbers of any size; messages have 64 bits
+            raise RequestError(
+                f"the guided-decoding constraint cannot be read: {error}", param="guided_decoding"
+            ) from None
+
     def make_pooling(
         self, prompt_ids: list[int], pooling: str, request_id: str | None, *, priority: int, cache_salt: str
     ) -> AddRequest:
         """A request whose answer is one vector. The prompt may fill the model: nothing comes after it."""
+        _check_priority(priority)
         length = self.ready.max_model_len
         if not prompt_ids:
             raise RequestError("the prompt is empty; give at least one token", param="prompt")
@@ -146,3 +158,10 @@ class InputProcessor:
         spelled = [s for word in params.bad_words for s in (word.lstrip(), " " + word.lstrip())]
         ids = self.tokenizer.encode_batch(spelled, add_special_tokens=False)
         return [list(i) for i in dict.fromkeys(map(tuple, ids)) if i]
+
+
+def _check_priority(priority: int) -> None:
+    if abs(priority) > MAX_INT:
+        raise RequestError(
+            f"priority={priority} is not allowed; it must be from -{MAX_INT} to {MAX_INT}", param="priority"
+        )

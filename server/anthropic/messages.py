@@ -11,7 +11,7 @@ import msgspec
 from litestar import Request, Response, post
 from litestar.handlers.base import BaseRouteHandler
 
-from server.anthropic.schema import InputTokenCount, MessageAnswer, MessagesRequest
+from server.anthropic.schema import InputTokenCount, MessageAnswer, MessagesError, MessagesRequest
 from server.anthropic.translate import to_chat
 from server.errors import ApiError, encode, normalise, rename, to_api_error
 from server.openai.blocks import Block, Change, Step, stream, whole
@@ -182,7 +182,7 @@ async def _understand(request: HttpRequest, *, counting: bool = False) -> Reply:
     "/v1/messages",
     status_code=200,
     exception_handlers={Exception: handle},
-    operation_class=operation(MessagesRequest, MessageAnswer, streams=True),
+    operation_class=operation(MessagesRequest, MessageAnswer, streams=True, error=MessagesError),
 )
 async def messages(request: HttpRequest) -> Response[Any]:
     """Answer messages, whole or as server-sent events."""
@@ -200,7 +200,7 @@ async def messages(request: HttpRequest) -> Response[Any]:
     "/v1/messages/count_tokens",
     status_code=200,
     exception_handlers={Exception: handle},
-    operation_class=operation(MessagesRequest, InputTokenCount),
+    operation_class=operation(MessagesRequest, InputTokenCount, error=MessagesError),
 )
 async def count_tokens(request: HttpRequest) -> Response[bytes]:
     """How many tokens a message's input would have."""

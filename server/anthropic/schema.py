@@ -54,6 +54,19 @@ class MessagesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
+class MessagesErrorDetail(msgspec.Struct):
+    type: str
+    message: str
+
+
+class MessagesError(msgspec.Struct):
+    """Every answer that is not 200"""
+
+    type: Literal["error"]
+    error: MessagesErrorDetail
+    request_id: str
+
+
 class MessageUsage(msgspec.Struct):
     input_tokens: int
     cache_creation_input_tokens: int

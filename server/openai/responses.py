@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from litestar import Response, delete, get, post
+from litestar import Response, get, post, route
 from litestar.handlers.base import BaseRouteHandler
 
 from server.errors import ApiError, encode, rename, to_api_error
@@ -307,16 +307,17 @@ def _not_stored(response_id: str) -> ApiError:
     )
 
 
-@get(["/v1/responses/{response_id:str}", "/v1/responses/{response_id:str}/input_items"])
-async def show_response(response_id: str) -> None:
+# one handler for both methods, so that OPTIONS names both
+@route("/v1/responses/{response_id:str}", http_method=["GET", "DELETE"], status_code=200, operation_class=operation())
+async def stored_response(response_id: str) -> None:
     """Responses are not stored: always 404."""
     raise _not_stored(response_id)
 
 
-@delete("/v1/responses/{response_id:str}", status_code=200)
-async def delete_response(response_id: str) -> None:
+@get("/v1/responses/{response_id:str}/input_items", operation_class=operation())
+async def stored_items(response_id: str) -> None:
     """Responses are not stored: always 404."""
     raise _not_stored(response_id)
 
 
-ROUTES: list[BaseRouteHandler] = [responses, count_input_tokens, show_response, delete_response]
+ROUTES: list[BaseRouteHandler] = [responses, count_input_tokens, stored_response, stored_items]

@@ -11,6 +11,7 @@ from litestar.handlers.base import BaseRouteHandler
 
 from server.config import ServerConfig
 from server.errors import ApiError, encode
+from server.openapi import operation
 from server.playground.watch import Watch
 from server.state import HttpRequest, ServerState
 from server.streaming import start
@@ -75,7 +76,7 @@ def _watch(request: HttpRequest) -> Watch:
     return app_state.watch  # type: ignore[no-any-return]
 
 
-@get("/backplane/state")
+@get("/backplane/state", operation_class=operation(answer=dict))
 async def engine_state(request: HttpRequest) -> Response[bytes]:
     """The engine now: counters, running sequences, the block pool, latencies, and how it was set up."""
     return Response(encode(await _watch(request).snapshot()), media_type="application/json")
