@@ -174,6 +174,7 @@ async def read_body(request: HttpRequest, decoder: msgspec.json.Decoder[T], time
     if not body.strip():
         raise ApiError("the body is empty; send a JSON object", code="invalid_json")
     try:
+        body.decode()  # the decoder does not look into keys that it does not know
         return decoder.decode(body), body
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise from_decode_error(error) from None
