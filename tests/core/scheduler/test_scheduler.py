@@ -1,7 +1,8 @@
 """Any sequence of add, abort, preemption and finish: no block is leaked or wrongly shared, every token is right.
 
 The model is a function of the cache alone: a simulated cache keeps the token of every slot, and a row's next token is a
-hash of what its block table leads to. A wrong block, a lost copy or a block reused too early changes the tokens.
+hash of what its block table leads to. A wrong block, a lost copy or a block reused too early changes the tokens. A request
+that pools gets that hash of its whole prompt, and the sum of the tokens that were computed for it.
 """
 
 from __future__ import annotations
@@ -46,10 +47,13 @@ class Device:
         self.tokens = np.zeros((rows, max_len + 1), np.int64)
         self.table = np.zeros((rows, max_len // BLOCK + 1), np.int64)
         self.slots = np.full((num_blocks, BLOCK), -1)
+        self.requests: list[Request | None] = [None] * rows
+        self.sums = [0] * rows
 
     def run(self, plan: StepPlan) -> StepResult:
         for new in plan.new_rows:
             self.tokens[new.row, : len(new.token_ids)] = new.token_ids
+            self.requests[new.row] = new.request
         for row, index, block in plan.block_updates.tolist():
             self.table[row, index] = block
         if len(plan.block_copies):
@@ -59,6 +63,7 @@ class Device:
             for p in range(begin, begin + count):
                 self.slots[self.table[row, p // BLOCK], p % BLOCK] = self.tokens[row, p]
         out = []
+        embeddings = {}
         for row, begin, count, samples in zip(
             plan.rows, plan.num_computed, plan.num_scheduled, plan.samples, strict=True
         ):
@@ -66,7 +71,14 @@ class Device:
                 seen = [int(self.slots[self.table[row, p // BLOCK], p % BLOCK]) for p in range(begin + count)]
                 self.tokens[row, begin + count] = next_token(seen)
                 out.append(next_token(seen))
-        return StepResult(np.array(out, np.int32))
+            if (request := self.requests[row]).pooling is not None:
+                assert not samples
+                new = int(self.tokens[row, begin : begin + count].sum())
+                self.sums[row] = new + (self.sums[row] if begin else 0)
+                if begin + count == len(request.prompt_token_ids):
+                    seen = [int(self.slots[self.table[row, p // BLOCK], p % BLOCK]) for p in range(begin + count)]
+                    embeddings[int(row)] = np.array([next_token(seen), self.sums[row]], np.float32)
+        return StepResult(np.array(out, np.int32), embeddings=embeddings)
 
 
 def make(
@@ -79,6 +91,7 @@ def make(
     stream: bool = True,
     salt: str = "",
     stops: frozenset[int] = frozenset({7}),
+    pooling: str | None = None,
     **params,
 ) -> Request:
     return Request(
@@ -94,6 +107,7 @@ def make(
         stream=stream,
         cache_salt=salt,
         parent=parent,
+        pooling=pooling,
     )
 
 
@@ -120,6 +134,7 @@ PROMPTS = [
 ACTION = st.one_of(
     st.tuples(st.just("add"), st.integers(0, 5), st.integers(1, 20), st.integers(1, 3), st.integers(0, 2)),
     st.tuples(st.just("add"), st.integers(6, 12), st.integers(1, 9), st.just(1), st.just(0)),  # goes on from an answer
+    st.tuples(st.just("pool"), st.integers(0, 5), st.sampled_from(["last", "mean"]), st.integers(0, 2)),
     st.tuples(st.just("abort"), st.integers(0, 30)),
     st.tuples(st.just("fail"), st.integers(0, 5)),
     st.tuples(st.just("step"), st.integers(1, 4)),
@@ -211,6 +226,14 @@ def test_any_sequence(actions, depth, num_blocks, rows, budget, caching, chunked
                 requests[handle], streamed[handle] = request, []
                 scheduler.add(request)
                 parent = parent or request
+        elif action[0] == "pool":
+            _, which, pooling, priority = action
+            handle, prompt = len(requests) + 1, PROMPTS[which]
+            if chunked or len(prompt) <= budget:
+                # as the loop makes them
+                request = make(handle, prompt, 1, None, priority, limit + 1, stream=False, pooling=pooling)
+                requests[handle], streamed[handle] = request, []
+                scheduler.add(request)
         elif action[0] == "abort":
             scheduler.abort([action[1]])
             check_blocks(scheduler)
@@ -228,6 +251,14 @@ def test_any_sequence(actions, depth, num_blocks, rows, budget, caching, chunked
     assert not scheduler.has_work and not flying
     assert scheduler.pool.num_free == num_blocks
     for handle, request in requests.items():
+        if request.pooling is not None:
+            prompt = request.prompt_token_ids.tolist()
+            assert request.finish_reason in ("stop", "abort") and streamed[handle] == request.output_token_ids == []
+            if request.finish_reason == "stop":
+                seen, total = request.embedding.tolist()
+                assert seen == next_token(prompt)
+                assert total == sum(prompt) or request.pooling == "last", "a mean without the states of a cached prefix"
+            continue
         want = continuation(request.prompt_token_ids.tolist(), request.stop_token_ids, request.max_total_tokens)
         assert request.finish_reason in ("stop", "length", "abort", "error")
         if request.finish_reason in ("abort", "error"):
@@ -456,3 +487,31 @@ def test_an_abort_frees_its_blocks_at_once_whatever_its_state():
     ended = scheduler.abort([2, 3, 1, 99])
     assert [r.finish_reason for r in ended] == ["abort"] * 3
     assert scheduler.pool.num_free == 64 and not scheduler.has_work and scheduler.schedule() is None
+
+
+def test_a_vector_whose_row_changed_hands_is_dropped():
+    scheduler, device = scheduler_of(max_num_seqs=1), Device(1, 64, 64)
+    scheduler.add(make(1, [1, 2, 3], 1, stream=False, pooling="mean"))
+    first = scheduler.schedule()
+    given = device.run(first)
+    scheduler.abort([1])
+    scheduler.add(second := make(2, [4, 5], 1, stream=False, pooling="mean"))
+    plan = scheduler.schedule()
+    result = device.run(plan)
+    assert scheduler.commit(first, given).finished == []
+    assert scheduler.commit(plan, result).finished == [second] and second.embedding[1] == 9
+
+
+def test_a_vector_on_its_way_holds_up_nobody():
+    """Planned one step ahead: what waits for its result takes no part in the next step, and no budget."""
+    scheduler, device = scheduler_of(), Device(256, 64, 64)
+    scheduler.add(make(1, [1, 2, 3], 1, stream=False, pooling="last"))
+    first = scheduler.schedule()
+    scheduler.add(make(2, list(range(20)), 4))
+    scheduler.add(make(3, list(range(20, 40)), 4))
+    second = scheduler.schedule()
+    assert second.rows.tolist() == [1] and second.num_tokens == 16
+    third = scheduler.schedule()  # two rows go on with their prompts
+    assert third.num_tokens == 16 and len(third.rows) == 2
+    for plan in (first, second, third):
+        scheduler.commit(plan, device.run(plan))

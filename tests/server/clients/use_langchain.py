@@ -1,9 +1,9 @@
-"""LangChain's ChatOpenAI over chat completions and over responses. Run by test_clients.py with the server's address."""
+"""LangChain's ChatOpenAI over chat completions and over responses, and its embeddings. Run by test_clients.py with the server's address."""
 
 import sys
 
 import pydantic
-from langchain_openai import ChatOpenAI
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 
 class Person(pydantic.BaseModel):
@@ -36,4 +36,13 @@ for use_responses_api in (False, True):
     asked = "Mila is 44 years old and lives in Porto. Extract name, age and city as JSON."
     parsed = chat.with_structured_output(Person, method="json_schema").invoke(asked)
     assert parsed == Person(name="Mila", age=44, city="Porto"), parsed
+
+# the texts themselves are sent; by default LangChain cuts them into OpenAI's own tokens, which are no token ids here
+embeddings = OpenAIEmbeddings(
+    base_url=f"{sys.argv[1]}/v1", api_key="x", model="demo", max_retries=0, check_embedding_ctx_length=False
+)
+documents = embeddings.embed_documents(["What is block_size?", "Hello!"])
+assert len(documents) == 2 and abs(sum(x * x for x in documents[0]) - 1) < 1e-5
+query = embeddings.embed_query("Hello!")
+assert max(abs(a - b) for a, b in zip(query, documents[1], strict=True)) < 1e-5
 print("passed")

@@ -29,4 +29,12 @@ for model, base in (("openai/demo", f"{sys.argv[1]}/v1"), ("anthropic/demo", sys
     assert json.loads(call.function.arguments) == {"city": "Oslo"}, call
     texts.append(whole)
 assert texts[0] == texts[1] and "block" in texts[0], texts
+way = {"model": "openai/demo", "api_base": f"{sys.argv[1]}/v1", "api_key": "x"}
+vectors = [
+    d["embedding"] for d in litellm.embedding(input=["Hello!", "block_size"], encoding_format="float", **way).data
+]
+assert len(vectors) == 2 and abs(sum(x * x for x in vectors[0]) - 1) < 1e-5
+way = {"model": "hosted_vllm/demo", "api_base": f"{sys.argv[1]}/v1", "api_key": "x"}
+ranking = litellm.rerank(query="block_size", documents=["Hello!", "block_size"], top_n=1, **way)
+assert ranking.results[0]["index"] == 1 and abs(ranking.results[0]["relevance_score"] - 1) < 1e-4
 print("passed")
