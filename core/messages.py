@@ -214,6 +214,8 @@ class EngineReady(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Bytes by use."""
     model_path: str
     plugins: list[str]
+    generates: bool = True
+    """False: the model embeds alone."""
 
 
 class EngineFailed(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -69,6 +69,10 @@ class InputProcessor:
     ) -> AddRequest:
         """Check against the model. The engine gets what it needs and nothing else."""
         length = self.ready.max_model_len
+        if not self.ready.generates:
+            raise RequestError(
+                "the model has no head to generate with; it gives embeddings (embed, /v1/embeddings)", param="model"
+            )
         if not prompt_ids:
             raise RequestError("the prompt is empty; give at least one token", param="prompt")
         if len(prompt_ids) >= length:

@@ -87,6 +87,7 @@ class EngineLoop:
             timeline=self.executor.timeline,
             memory=self.executor.memory,
             model_path=self.executor.model_path,
+            generates=getattr(self.executor, "generates", True),
             plugins=[
                 f"{e.kind}:{e.name} ({e.distribution} {e.version})" for e in registry.entries if e.state == "selected"
             ],

@@ -44,6 +44,7 @@ class InProcessExecutor:
         self._phase("allocate cache")
         self._start_runner(config, choices, model, caches, budget)
         self.vocab_size = int(self.model_config["vocab_size"])
+        self.generates = bool(getattr(model, "generates", True))
         self.eos_token_ids = eos_token_ids(choices.folder, self.model_config)
         self.memory = {"weights": weight_bytes, "kv_cache": kv_bytes}
         overlap = config.scheduler.async_scheduling

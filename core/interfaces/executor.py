@@ -28,6 +28,8 @@ class Executor(Protocol):
     timeline: list[tuple[str, float]]
     memory: dict[str, int]
     model_path: str
+    generates: bool = True
+    """May be left out. False: the model embeds alone."""
 
     def launch(self, plan: StepPlan) -> None:
         """Queue the forward pass."""

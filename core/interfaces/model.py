@@ -45,6 +45,8 @@ class Model(Protocol):
 
     cache_spec: Sequence[AttentionSpec]
     weight_map: WeightMap
+    generates: bool = True
+    """May be left out. False: the checkpoint has no head; it embeds, and `logits` means nothing."""
 
     def __init__(self, context: ModelContext) -> None:
         """Make the parameters (on context.device); weights are loaded into them afterwards."""

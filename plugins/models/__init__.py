@@ -9,3 +9,5 @@ def register_models(register) -> None:  # type: ignore[no-untyped-def]
     register("MistralForCausalLM", "plugins.models.mistral:MistralForCausalLM")
     register("Qwen2ForCausalLM", "plugins.models.qwen2:Qwen2ForCausalLM")
     register("Qwen3ForCausalLM", "plugins.models.qwen3:Qwen3ForCausalLM")
+    for family in ("Llama", "Mistral", "Qwen2", "Qwen3"):
+        register(f"{family}Model", f"plugins.models.headless:{family}Model")

@@ -149,12 +149,18 @@ class LlamaForCausalLM(nn.Module):
             }.items()
             for kind in ("weight", "bias")
         },
+        # a checkpoint of the decoder alone, as embedding models have it, leaves the first part of the names out
+        renames=[(part, f"model.{part}") for part in ("embed_tokens.", "layers.", "norm.")],
         ignored=("rotary_emb.inv_freq",),
     )
 
     def __init__(self, context: ModelContext) -> None:
         super().__init__()
         config = context.config
+        if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
+            raise ModelError(
+                "config.json asks for attention in both directions; decoders are served, which look back only"
+            )
         self.model = LlamaModel(context, self.layer_class, self.windows(config))
         self.cache_spec: list[AttentionSpec] = [layer.self_attn.spec for layer in self.model.layers]  # type: ignore
         self.rotary = Rotary(config, self.cache_spec[0].head_dim, context.max_model_len, context.device)

@@ -205,3 +205,32 @@ def test_vllms_names(checkpoint):
         await engine.shutdown()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "qwen2", "qwen3"])
+def test_checkpoints_of_the_decoder_alone(checkpoint, tmp_path, name):
+    """As embedding models are published: no head, names without `model.`, the architecture with and without its head's."""
+    import torch
+    import transformers
+
+    from core.errors import ModelError
+
+    folder, source = tmp_path / "bare", checkpoint(name)
+    transformers.AutoModel.from_pretrained(source, dtype=torch.float32).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"][0].endswith("Model")
+    with Engine(str(folder), skip_tokenizer_init=True, dtype="float32") as engine:
+        check(engine.embed(prompts()), expected(source)["last"])
+        with pytest.raises(RequestError, match="no head to generate with"):
+            engine.generate([1, 2, 3])
+    # with tied embeddings the head is there after all
+    causal = {**config, "architectures": [config["architectures"][0].replace("Model", "ForCausalLM")]}
+    (folder / "config.json").write_text(json.dumps({**causal, "tie_word_embeddings": True}))
+    with Engine(str(folder), skip_tokenizer_init=True, dtype="float32") as engine:
+        check(engine.embed(prompts()[:4]), expected(source)["last"][:4])
+        assert (
+            len(engine.generate([1, 2, 3], SamplingParams(max_tokens=3, ignore_eos=True))[0].outputs[0].token_ids) == 3
+        )
+    (folder / "config.json").write_text(json.dumps({**config, "is_causal": False}))
+    with pytest.raises(ModelError, match="both directions"):
+        Engine(str(folder), skip_tokenizer_init=True)
