@@ -1,6 +1,6 @@
 """1,000 streams at once for a minute: errors, memory from beginning to end, the gap between tokens.
 
-python benchmarks/load.py [--model demo|noop] [--streams 1000] [--seconds 60] [--servers 1] [--step-ms 20]
+python benchmarks/load.py [--model demo|noop] [--streams 1000] [--seconds 60] [--servers 1] [--step-ms 20] [--most-tokens 256]
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from streams import Server, quantile, run
 MESSAGES = ("What is block_size?", "Hello!", "What can you do?", "How do I start the server?", "Tell me a story.")
 
 
-def requests(rng: random.Random) -> Iterator[dict[str, Any]]:
+def requests(rng: random.Random, most_tokens: int) -> Iterator[dict[str, Any]]:
     for _ in itertools.count():
         yield {
             "messages": [{"role": "user", "content": rng.choice(MESSAGES)}],
-            "max_tokens": rng.randrange(32, 256),
+            "max_tokens": rng.randrange(8, most_tokens),
             "ignore_eos": True,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
 
 
-async def measure(server: Server, num_streams: int, seconds: float) -> dict[str, Any]:
+async def measure(server: Server, num_streams: int, seconds: float, most_tokens: int) -> dict[str, Any]:
     memory: list[dict[str, Any]] = []
     begun = time.perf_counter()
 
@@ -44,7 +44,9 @@ async def measure(server: Server, num_streams: int, seconds: float) -> dict[str,
 
     watching = asyncio.create_task(watch())
     cpu_s = server.cpu_s()
-    totals = await run(server.port, "/v1/chat/completions", num_streams, requests(random.Random(0)), seconds)
+    totals = await run(
+        server.port, "/v1/chat/completions", num_streams, requests(random.Random(0), most_tokens), seconds
+    )
     took_s = time.perf_counter() - begun
     cpu_s = server.cpu_s() - cpu_s
     await watching
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--servers", type=int, default=1)
+    parser.add_argument("--most-tokens", type=int, default=256, help="of an answer; a small model on two cores: 48")
     parser.add_argument("--step-ms", type=float, default=20, help="of noop")
     options = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -81,7 +84,7 @@ def main() -> None:
         command += ["--executor", "noop"]
     server = Server(command, noop.environment(options.step_ms))
     try:
-        figures = uvloop.run(measure(server, options.streams, options.seconds))
+        figures = uvloop.run(measure(server, options.streams, options.seconds, options.most_tokens))
     finally:
         code = server.stop()
     name = f"load_{options.model}" + (f"_{options.servers}_servers" if options.servers > 1 else "")

@@ -23,6 +23,8 @@ def describe() -> dict[str, Any]:
         "llama_cpp_python",
         "litestar",
         "uvicorn",
+        "fastapi",
+        "pydantic",
         "llguidance",
         "outlines_core",
         "xgrammar",
