@@ -13,6 +13,7 @@ import click
 
 from core.hookspecs import KINDS
 from core.registry import distribution_key
+from server.hook_entries import HOOKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Kind:
     use: str
     info: str = ""
     """What is registered beside the name."""
+    attribute: str = ""
+    """The target's name; empty: a class named after the package."""
 
 
 SKELETONS: dict[str, Kind] = {
@@ -94,6 +97,23 @@ SKELETONS: dict[str, Kind] = {
         "core/interfaces/executor.py",
         "Use it with `engine serve --executor @REGISTERED@`.",
     ),
+    "routes": Kind(
+        "Routes of the HTTP server",
+        "routes",
+        "",
+        "server/hookspecs.py",
+        "Installed, it is served: `POST /@MODULE@`. `engine serve --disable-plugin @MODULE@` leaves it out.",
+        attribute="make_routes",
+    ),
+    "command": Kind(
+        "A command of `engine`",
+        "command",
+        "",
+        "server/hookspecs.py",
+        "Installed, it is there: `engine @REGISTERED@ --help`.",
+        ', help="Count tokens."',
+        attribute="command",
+    ),
 }
 
 
@@ -119,10 +139,10 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
         "MODULE": module,
         "SUMMARY": skeleton.summary,
         "TARGET": skeleton.target,
-        "CLASS": class_name,
-        "REGISTERED": class_name if kind == "model" else module,
+        "CLASS": skeleton.attribute or class_name,
+        "REGISTERED": {"model": class_name, "command": distribution_key(name)}.get(kind, module),
         "PROTOCOL": skeleton.protocol,
-        "HOOK": KINDS[kind],
+        "HOOK": {**KINDS, **HOOKS}[kind],
         "INFO": skeleton.info,
         "ENV": f"{module.upper()}_HOME",
     }

@@ -11,6 +11,7 @@ import click
 from core.config import option_owners
 from core.hookspecs import KINDS
 from server.cli.options import EngineCommand, click_option
+from server.hook_entries import HOOKS
 
 if TYPE_CHECKING:
     from core.registry import Entry, Registry
@@ -77,7 +78,7 @@ def list_plugins(as_json: bool, plugin: tuple[str, ...], disable_plugin: tuple[s
 
 def _rows(registry: Registry) -> list[dict[str, str]]:
     from core.errors import PluginError
-    from server.hook_entries import HOOKS, hook_entries
+    from server.hook_entries import hook_entries
 
     entries: list[Entry] = list(registry.entries)
     try:
@@ -142,7 +143,7 @@ def check(distribution: str) -> None:
 
 @plugins.command()
 @click.argument("name")
-@click.option("--kind", type=click.Choice(list(KINDS)), required=True, help="What the plugin gives.")
+@click.option("--kind", type=click.Choice([*KINDS, *HOOKS]), required=True, help="What the plugin gives.")
 @click.option(
     "--directory", type=click.Path(file_okay=False, path_type=Path), default=".", help="Where its folder is made."
 )

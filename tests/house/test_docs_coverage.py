@@ -84,7 +84,7 @@ def test_every_hook_and_skeleton_is_documented():
     text = (DOCS / "plugins.md").read_text()
     for hook in (*KINDS.values(), *HOOKS.values()):
         assert f"`{hook}`" in text
-    assert set(SKELETONS) == set(KINDS)
+    assert set(SKELETONS) == {*KINDS, *HOOKS}
 
 
 def test_files_that_documents_name_are_there():

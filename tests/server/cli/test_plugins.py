@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from core.hookspecs import KINDS
+from core import hookspecs
+from server.hook_entries import HOOKS
+
+KINDS = (*hookspecs.KINDS, *HOOKS)
 
 MAIN = "import sys; from server.cli.main import main; sys.argv[0] = 'engine'; main()"
 
@@ -69,7 +72,7 @@ def test_every_skeleton_is_listed_and_passes_the_check(skeletons: Path):
     listed = {r["distribution"]: r for r in rows(site) if r["distribution"].startswith("My-")}
     for kind in KINDS:
         row = listed[f"My-{kind}"]
-        name = "MyModelForCausalLM" if kind == "model" else f"my_{kind}"
+        name = {"model": "MyModelForCausalLM", "command": "my-command"}.get(kind, f"my_{kind}")
         assert (row["kind"], row["name"], row["version"], row["state"]) == (kind, name, "0.1.0", "ready")
     for kind in ("model", "guided_backend"):  # one that loads torch, one that does not; the pytest above ran them all
         done = engine("plugins", "check", f"my_{kind}", site=site)
