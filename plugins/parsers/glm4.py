@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from plugins.parsers.markers import Read
+from plugins.parsers.strict import Format, Tools, one_of, parameters, row, tag, text, triggered
 from plugins.parsers.tagged import TaggedParser
 
 
@@ -39,3 +43,23 @@ class Glm4Parser(TaggedParser):
             self.end_tagged()
         else:
             self.broken()
+
+    @staticmethod
+    def strict_format(tools: Tools) -> Format:
+        calls = one_of([_strict_call(t) for t in tools])
+        return triggered(["<tool_call>"], [tag("<tool_call>", calls, "</tool_call>")])
+
+
+def _strict_call(tool: Mapping[str, Any]) -> Format:
+    """What stands between <tool_call> and </tool_call>."""
+    found = parameters(tool)
+    head = text(f"{tool['function']['name']}\n")
+    if found is None:
+        free = [tag(f"<arg_{n}>", {"type": "any_text"}, f"</arg_{n}>") for n in ("key", "value")]
+        return row(head, {"type": "star", "content": row(free[0], text("\n"), free[1], text("\n"))})
+    elements = [head]
+    for key, value, required in found:
+        named = (text("<arg_key>"), text(key), text("</arg_key>"), text("\n"))
+        element = row(*named, tag("<arg_value>", value, "</arg_value>"), text("\n"))
+        elements.append(element if required else {"type": "optional", "content": element})
+    return row(*elements)

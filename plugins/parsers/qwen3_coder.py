@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from plugins.parsers.markers import Read
+from plugins.parsers.strict import Format, Tools, one_of, parameters, row, tag, text, triggered
 from plugins.parsers.tagged import TaggedParser
 
 
@@ -37,3 +41,27 @@ class Qwen3CoderParser(TaggedParser):
             if not (yield from self.tagged_value(key, "</parameter>", own_line=True)):
                 self.broken()
                 return False
+
+    @staticmethod
+    def strict_format(tools: Tools) -> Format:
+        calls = one_of([_strict_call(t) for t in tools])
+        wrapped = row(text("\n<function="), calls, text("</function>\n"))
+        bare = tag("<function=", calls, "</function>")
+        return triggered(["<tool_call>", "<function="], [tag("<tool_call>", wrapped, "</tool_call>"), bare])
+
+
+def _strict_call(tool: Mapping[str, Any]) -> Format:
+    """What stands between <function= and </function>."""
+    found = parameters(tool)
+    head = text(f"{tool['function']['name']}>\n")
+    if found is None:
+        return row(
+            head, {"type": "star", "content": row(tag("<parameter=", {"type": "any_text"}, "</parameter>"), text("\n"))}
+        )
+    elements = [head]
+    for key, value, required in found:
+        # the parser takes the newlines beside a value for the tags'
+        ends = "</parameter>" if value["type"] == "any_text" else "\n</parameter>"
+        element = row(tag(f"<parameter={key}>\n", value, ends), text("\n"))
+        elements.append(element if required else {"type": "optional", "content": element})
+    return row(*elements)

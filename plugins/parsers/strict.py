@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from core.errors import RequestError
+
 Format = dict[str, Any]
 Tools = Sequence[Mapping[str, Any]]
 
@@ -57,3 +59,58 @@ def call_list(begin: str, tools: Tools) -> Format:
     calls = [tag(begin, arguments, "}") for begin, arguments in begins]
     many = {"type": "tags_with_separator", "tags": calls, "separator": ", ", "at_least_one": True}
     return tag(begin, row(text("["), many), "]")
+
+
+# ---- arguments as tagged text
+
+_PLAIN = {"type", "description", "title", "default", "examples"}
+_ROOT = {
+    "type",
+    "properties",
+    "required",
+    "additionalProperties",
+    "$defs",
+    "definitions",
+    "$schema",
+    "description",
+    "title",
+}
+
+
+def parameters(tool: Mapping[str, Any]) -> Iterator[tuple[str, Format, bool]] | None:
+    """(name, format of its value, required) of each parameter, in order; None: any parameters.
+
+    A value that the schema calls a string is plain text, any other is JSON: as plugins.parsers.tagged reads them.
+    Raises RequestError for what such text cannot be held to.
+    """
+    function = tool.get("function", tool)
+    schema = function.get("parameters") or {}
+    if surplus := sorted(set(schema) - _ROOT):
+        raise _cannot(function["name"], f"parameters with {surplus[0]!r}")
+    if not schema.get("properties") and schema.get("additionalProperties") is not False:
+        return None
+    shared = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
+    required = set(schema.get("required") or ())
+    properties = (schema.get("properties") or {}).items()
+    return ((key, _value(function["name"], key, value, shared), key in required) for key, value in properties)
+
+
+def _value(function: str, key: str, schema: Any, shared: Format) -> Format:
+    if isinstance(schema, dict) and schema.get("type") == "string":
+        if set(schema) <= _PLAIN:
+            return {"type": "any_text"}
+        choices = schema.get("enum", [schema.get("const")])
+        if set(schema) <= {*_PLAIN, "enum", "const"} and all(isinstance(c, str) and c for c in choices):
+            return one_of([text(c) for c in choices])
+        raise _cannot(function, f"{key}, a string with {sorted(set(schema) - _PLAIN)[0]!r}")
+    if isinstance(schema, dict) and "string" in (schema.get("type") or ()):
+        raise _cannot(function, f"{key}, whose type is a string or something else")
+    return {"type": "json_schema", "json_schema": {**shared, **schema} if isinstance(schema, dict) else schema}
+
+
+def _cannot(function: str, what: str) -> RequestError:
+    return RequestError(
+        f"the strict tool {function!r} has {what}, to which this model's format of calls cannot be held; simplify its schema, "
+        "send tool_choice 'required', or leave strict out",
+        param="tools",
+    )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from core.errors import RequestError
 from core.interfaces.parser import Text, ToolCallArguments, ToolCallBegin
 from core.registry import Entry, load_target
 from core.sampling_params import GuidedDecodingParams
@@ -126,8 +127,9 @@ def read(name: str, text: str) -> tuple[str, list[tuple[str, Any]]]:
     return content.strip(), [(names[i], json.loads(arguments[i])) for i in names]
 
 
-def test_every_format_whose_arguments_are_json_can_be_strict():
-    assert {n for n, e in ENTRIES.items() if hasattr(load_target(e), "strict_format")} == set(WRITTEN)
+def test_which_formats_can_be_strict():
+    assert {n for n, e in ENTRIES.items() if hasattr(load_target(e), "strict_format")} == {*WRITTEN, *TAGGED}
+    assert set(ENTRIES) - {*WRITTEN, *TAGGED} == {"gpt_oss", "pythonic"}
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -146,3 +148,103 @@ def test_calls_that_fit_are_taken_and_read_and_others_are_not(backend, name):
         for call in BAD:
             for calls in ([call], [GOOD[0], call]):
                 assert not make_guided.takes(made, write(calls)), write(calls)
+
+
+# ---- arguments as tagged text
+
+
+def qwen3_coder(name: str, arguments: dict[str, str]) -> str:
+    inside = "".join(f"<parameter={k}>\n{v}\n</parameter>\n" for k, v in arguments.items())
+    return f"<tool_call>\n<function={name}>\n{inside}</function>\n</tool_call>"
+
+
+def glm4(name: str, arguments: dict[str, str]) -> str:
+    inside = "".join(f"<arg_key>{k}</arg_key>\n<arg_value>{v}</arg_value>\n" for k, v in arguments.items())
+    return f"<tool_call>{name}\n{inside}</tool_call>"
+
+
+TAGGED = {"qwen3_coder": qwen3_coder, "glm4": glm4}
+TAGGED_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "note",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "text": {"type": "string", "description": "what to write"},
+                    "kind": {"type": "string", "enum": ["memo", "list"]},
+                    "count": {"type": "integer"},
+                    "size": {"$ref": "#/$defs/size"},
+                    "tags": {"type": "array", "items": {"type": "string"}},
+                },
+                "required": ["text", "kind", "count"],
+                "additionalProperties": False,
+                "$defs": {"size": {"enum": ["A4", 5]}},
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "free", "parameters": {"type": "object"}}},
+    {"type": "function", "function": {"name": "none", "parameters": {"type": "object", "additionalProperties": False}}},
+]
+TEXT = 'say "hi" <b>\nthen {1: 2}'
+LEAST = {"text": TEXT, "kind": "memo", "count": "3"}
+# arguments as written, and what they mean
+TAGGED_GOOD: list[tuple[str, dict[str, str], dict[str, Any]]] = [
+    ("note", LEAST, {"text": TEXT, "kind": "memo", "count": 3}),
+    (
+        "note",
+        {**LEAST, "size": '"A4"', "tags": '["a", "5"]'},
+        {"text": TEXT, "kind": "memo", "count": 3, "size": "A4", "tags": ["a", "5"]},
+    ),
+    ("note", {**LEAST, "tags": "[]"}, {"text": TEXT, "kind": "memo", "count": 3, "tags": []}),
+    ("free", {"what": "ever", "n": "5"}, {"what": "ever", "n": 5}),
+    ("free", {}, {}),
+    ("none", {}, {}),
+]
+TAGGED_BAD: list[tuple[str, dict[str, str]]] = [
+    ("note", {**LEAST, "kind": "poem"}),
+    ("note", {**LEAST, "count": "three"}),
+    ("note", {**LEAST, "size": '"A5"'}),
+    ("note", {**LEAST, "tags": "[1]"}),
+    ("note", {**LEAST, "more": "1"}),
+    ("note", {"text": TEXT, "count": "3"}),
+    ("none", {"a": "1"}),
+    ("other", {}),
+]
+
+
+@pytest.mark.parametrize("name", TAGGED)
+def test_tagged_arguments_follow_their_schemas(backend, name):
+    target = load_target(ENTRIES[name])
+    params = GuidedDecodingParams(structural_tag={"format": target.strict_format(TAGGED_TOOLS)})
+    assert backend.unsupported(params) == []
+    made, write = backend.compile(params), TAGGED[name]
+    assert make_guided.takes(made, "No call < here.\n")
+    for function, written, meant in TAGGED_GOOD:
+        for before in ("", "Let me see. "):
+            whole = before + write(function, written)
+            assert make_guided.takes(made, whole), whole
+            parser = target(TAGGED_TOOLS)
+            events = [*parser.feed(whole), *parser.finish()]
+            assert [e.name for e in events if isinstance(e, ToolCallBegin)] == [function]
+            assert json.loads("".join(e.json for e in events if isinstance(e, ToolCallArguments))) == meant
+    for function, written in TAGGED_BAD:
+        assert not make_guided.takes(made, write(function, written)), write(function, written)
+    if name == "qwen3_coder":  # which leaves <tool_call> out at times
+        bare = write("none", {"a": "1"}).removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")
+        assert not make_guided.takes(made, bare)
+        bare = write("note", LEAST).removeprefix("<tool_call>\n").removesuffix("\n</tool_call>")
+        assert make_guided.takes(made, bare)
+
+
+@pytest.mark.parametrize("name", TAGGED)
+def test_what_tagged_text_cannot_be_held_to_is_named(name):
+    for schema, words in (
+        ({"properties": {"a": {"type": "string", "minLength": 2}}}, "a, a string with 'minLength'"),
+        ({"properties": {"a": {"type": ["string", "null"]}}}, "a, whose type is a string or something else"),
+        ({"anyOf": [{"type": "object"}]}, "parameters with 'anyOf'"),
+    ):
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", **schema}}}
+        with pytest.raises(RequestError, match=words):
+            load_target(ENTRIES[name]).strict_format([tool])
