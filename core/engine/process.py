@@ -7,6 +7,7 @@ with the options, other clients name theirs when they join.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -92,7 +93,8 @@ def main() -> None:
         from core.errors import BackplaneError
 
         if not isinstance(error, BackplaneError):  # ours say all there is to say
-            traceback.print_exc()
+            with contextlib.suppress(OSError):  # a full disk must not keep it from those who wait
+                traceback.print_exc()
         for client in outboxes:
             send(EngineFailed(error=str(error) or type(error).__name__, kind=type(error).__name__), client)
     finally:
@@ -102,7 +104,8 @@ def main() -> None:
             outbox.close(linger=1000)
         inbox.close(linger=0)
         context.term()
-        sys.stderr.flush()
+        with contextlib.suppress(OSError, AttributeError):
+            sys.stderr.flush()
         os._exit(0)
 
 
