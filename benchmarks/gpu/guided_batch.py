@@ -38,9 +38,9 @@ def main() -> None:
     args = parser.parse_args()
     kinds: dict[str, GuidedDecodingParams | None] = {
         "free": None,
-        "a long string": GuidedDecodingParams(json={"type": "string", "minLength": 4000}),
+        "a long string": GuidedDecodingParams(json={"type": "string", "minLength": 2000}),
         "objects": GuidedDecodingParams(json=DOCUMENT),
-        "regex": GuidedDecodingParams(regex="[a-z ]{1500}"),
+        "regex": GuidedDecodingParams(regex="([a-z]{1,9} ){400}"),
     }
     record: dict[str, Any] = {"workload": "guided", "engine": "backplane", "shape": args.shape, "batch": BATCH}
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}

@@ -22,7 +22,7 @@ import workloads
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-SAMPLES = 16
+SAMPLES = 10
 
 
 class Load:
@@ -94,10 +94,11 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
     samples = []
     for i in range(SAMPLES):
         prompt = [own.randrange(128000) for _ in range(own.choice([5, 100, 700, 5000]))]
-        params = SamplingParams(temperature=0, max_tokens=own.choice([20, 150, 400]), ignore_eos=True, detokenize=False)
+        params = SamplingParams(temperature=0, max_tokens=own.choice([20, 150, 300]), ignore_eos=True, detokenize=False)
         samples.append((prompt, params, await load.tokens(prompt, params)))
         if i % 2:  # half of them find their prompt in the cache later, if the load leaves it there
             await engine.call("reset_prefix_cache")
+    print(f"{SAMPLES} samples made on the idle engine", file=sys.stderr, flush=True)
     begin = time.monotonic()
     until = begin + args.seconds
     clients = [asyncio.create_task(load.client(until)) for _ in range(args.clients)]
@@ -108,8 +109,13 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
         await asyncio.sleep(1)
         stats = await engine.stats()
         most_running, least_free = max(most_running, stats.num_running), min(least_free, stats.num_free_blocks)
-    await asyncio.gather(*clients)
-    await asyncio.sleep(0.5)
+    # everyone leaves at once: what they had must be free again
+    for task in clients:
+        task.cancel()
+    for ended in await asyncio.gather(*clients, return_exceptions=True):
+        if isinstance(ended, Exception):
+            load.errors.append(f"{type(ended).__name__}: {ended}")
+    await asyncio.sleep(1)
     stats = await engine.stats()
     if stats.num_free_blocks != stats.num_blocks:
         load.errors.append(f"{stats.num_blocks - stats.num_free_blocks} blocks are held with nothing running")
