@@ -18,12 +18,15 @@ class AttachedEngine(RemoteEngine):
         super().__init__(config, client)
         self._number = client
         self._context: zmq.Context = zmq.Context()
+        self._num_links = 0
 
     def attach(self, ready: EngineReady, inbox: str) -> None:
         """Join the engine that listens at `inbox`, a zmq address; ours is made beside it."""
         if self._link is not None:
             self._link.close()
-        outbox = f"{inbox}-client{self._number}"
+        # an address of its own each time: zmq may take the last one away after we bound it again
+        self._num_links += 1
+        outbox = f"{inbox}-client{self._number}-{self._num_links}"
         link = Link(self._context, outbox, self._take, self._died)
         link.connect(inbox)
         link.send(Join(self._number, outbox))

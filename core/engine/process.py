@@ -56,6 +56,8 @@ def main() -> None:
     outboxes: dict[int, zmq.Socket[bytes]] = {}
 
     def join(client: int, address: str) -> None:
+        if client in outboxes:  # it joins again, at another address
+            outboxes[client].close(linger=0)
         outboxes[client] = outbox = context.socket(zmq.PUSH)
         outbox.set_hwm(0)
         outbox.connect(address)

@@ -30,7 +30,7 @@ class Router:
 
     def join(self, client: int) -> None:
         # what a client sent before it was killed may come after the word that it is gone
-        if client not in self._left:
+        if client not in self._left and client not in self._clients:
             self._clients.append(client)
 
     def leave(self, client: int) -> None:

@@ -115,6 +115,7 @@ def test_clients_share_an_engine_and_one_that_is_gone_leaves_nothing(checkpoint)
         with pytest.raises(EngineDeadError):
             await tokens_of(first, long)
         ready = await process.spawn(stats)
+        first.attach(ready, process.inbox)  # told twice, as by an owner that starts a server process meanwhile
         for engine in (first, second):
             engine.attach(ready, process.inbox)
         same = await asyncio.gather(*(tokens_of(e, SamplingParams(seed=5, max_tokens=15)) for e in (first, second)))
