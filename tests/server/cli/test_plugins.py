@@ -166,9 +166,9 @@ MISTAKES = {
         0,
     ),
     "bad-weight": (
-        "import torch\nfrom core import hookimpl\n@hookimpl\ndef register_models(register): register('H', 'bad_weight:f')\n"
+        "import tokenizers\nfrom core import hookimpl\n@hookimpl\ndef register_models(register): register('H', 'bad_weight:f')\n"
         "def f(context): pass\n",
-        ["warning", "importing it loads torch"],
+        ["warning", "importing it loads tokenizers"],
         0,
     ),
     "bad-conflict": (
