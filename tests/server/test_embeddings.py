@@ -44,6 +44,14 @@ def test_forms_of_input_give_the_same_vectors(server, client):
     np.testing.assert_allclose(vectors(client.embeddings.create(model="also-tiny", input=ids)), made, atol=1e-5)
 
 
+def test_the_answer_is_what_the_clients_types_say(server):
+    # with the base64 that it asks for otherwise, the client decodes after it has validated
+    options = {"base_url": f"{server.url}/v1", "api_key": "x", "max_retries": 0}
+    with openai.OpenAI(**options, _strict_response_validation=True) as strict:
+        answer = strict.embeddings.create(model="tiny", input=TEXTS, encoding_format="float")
+    assert len(answer.data) == 3 and isinstance(answer.data[0].embedding[0], float)
+
+
 def test_async_beside_a_stream(server):
     async def main():
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client:

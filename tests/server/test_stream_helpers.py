@@ -38,7 +38,9 @@ MILA = Person(name="Mila", age=44, city="Porto")
 
 @pytest.fixture
 def client(demo_server):
-    with openai.OpenAI(base_url=f"{demo_server.url}/v1", api_key="x", max_retries=0, timeout=60) as c:
+    with openai.OpenAI(
+        base_url=f"{demo_server.url}/v1", api_key="x", max_retries=0, _strict_response_validation=True, timeout=60
+    ) as c:
         yield c
 
 
@@ -95,7 +97,9 @@ def test_stream_of_logprobs(client):
 
 def test_async_helpers_side_by_side(demo_server):
     async def main():
-        async with openai.AsyncOpenAI(base_url=f"{demo_server.url}/v1", api_key="x", max_retries=0) as client:
+        async with openai.AsyncOpenAI(
+            base_url=f"{demo_server.url}/v1", api_key="x", max_retries=0, _strict_response_validation=True
+        ) as client:
 
             async def one() -> Person | None:
                 manager = client.chat.completions.stream(

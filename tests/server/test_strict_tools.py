@@ -25,7 +25,9 @@ def tools(function, **more):
 
 @pytest.fixture
 def client(demo_server):
-    with openai.OpenAI(base_url=f"{demo_server.url}/v1", api_key="none", max_retries=0, timeout=60) as c:
+    with openai.OpenAI(
+        base_url=f"{demo_server.url}/v1", api_key="none", max_retries=0, _strict_response_validation=True, timeout=60
+    ) as c:
         yield c
 
 
