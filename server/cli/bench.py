@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from core.progress import ProgressLine
+from server.cli.floor import Work, floor_figures
 from server.cli.options import EngineCommand, with_engine_options
 
 VLLM = {"num-iters": "runs", "output-json": "json", "random-input-len": "input-len", "random-output-len": "output-len"}
@@ -107,7 +108,7 @@ def latency(
     json_path: Path | None,
     **values: Any,
 ) -> None:
-    """Seconds from a batch's start to its end."""
+    """Seconds from a batch's start to its end, and the share of the device's floor that they reach."""
     from core import SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=output_len, ignore_eos=True, detokenize=False)
@@ -118,11 +119,14 @@ def latency(
             begun = time.perf_counter()
             engine.generate(prompts, params, use_tqdm=False)
             seconds.append(time.perf_counter() - begun)
-    seconds = seconds[1:]
+        seconds = seconds[1:]
+        median = statistics.median(seconds)
+        floor = floor_figures(engine, Work(batch_size, input_len, output_len), median)
     figures = {
         "batch": batch_size,
         "latency_s": summary(seconds),
-        "ms_per_token": statistics.median(seconds) / output_len * 1e3,
+        "ms_per_token": median / output_len * 1e3,
+        **floor,
     }
     report(figures, json_path)
 
@@ -141,7 +145,7 @@ def throughput(
     json_path: Path | None,
     **values: Any,
 ) -> None:
-    """Tokens a second of many requests at once."""
+    """Tokens a second of many requests at once, and the share of the device's floor that they reach."""
     from core import SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=output_len, ignore_eos=True, detokenize=False)
@@ -151,12 +155,16 @@ def throughput(
         begun = time.perf_counter()
         engine.generate(prompts, params)
         seconds = time.perf_counter() - begun
+        together = min(num_prompts, engine.config.scheduler.max_num_seqs)
+        work = Work(together, input_len, output_len, num_prompts / together)
+        floor = floor_figures(engine, work, seconds)
     figures = {
         "requests": num_prompts,
         "seconds": seconds,
         "requests_per_s": num_prompts / seconds,
         "output_tokens_per_s": num_prompts * output_len / seconds,
         "total_tokens_per_s": num_prompts * (input_len + output_len) / seconds,
+        **floor,
     }
     report(figures, json_path)
 

@@ -63,6 +63,10 @@ def test_a_server_that_is_not_there_is_named():
     assert done.exit_code == 1 and "http://127.0.0.1:9/v1/models" in done.output and "--url" in done.output
 
 
+def seconds_of(figures):
+    return figures["latency_s"]["median"] if "latency_s" in figures else figures["seconds"]
+
+
 @pytest.mark.parametrize("kind", ["latency", "throughput"])
 def test_offline(kind, tmp_path):
     made = tmp_path / "figures.json"
@@ -70,6 +74,8 @@ def test_offline(kind, tmp_path):
     done = run(kind, "--model", "demo", "--input-len", 8, "--output-len", 5, *count, "--json", made)
     assert done.exit_code == 0, done.output
     figures = json.loads(made.read_text())
+    assert figures["floor_share"] == pytest.approx(figures["floor_s"] / seconds_of(figures))
+    assert figures["copy_gb_per_s"] > 0 and figures["matmul_tflop_per_s"] > 0
     if kind == "latency":
         assert figures["latency_s"]["median"] > 0 and figures["batch"] == 2
     else:
