@@ -417,11 +417,11 @@ class Scheduler:
             assert request is not None
             if self._finish_reason(request, int(tokens[i]), int(position[i]) + 1):
                 finished.append(request)
-        if result.embeddings:
+        if state.num_pooling:
             finished += self._finish_pooled(plan, result)
         for row, message in result.errors.items():
             request = self.request_of[row]
-            if request is not None and (row in rows or request.embedding is not None):
+            if request is not None and (row in rows or request in finished):
                 request.finish_reason, request.error = "error", message
                 if request not in finished:
                     finished.append(request)
@@ -431,14 +431,18 @@ class Scheduler:
         return StepUpdate(handles, streamed_tokens, finished, first_tokens)
 
     def _finish_pooled(self, plan: StepPlan, result: StepResult) -> list[Request]:
-        """Requests whose vector came, unless they left their row since the plan was made."""
+        """Requests whose prompt ended with the plan, unless they left their row since it was made."""
+        state = self.rows
+        ended = state.pools.take(plan.rows) & (state.epoch.take(plan.rows) == plan.epochs)
+        ended &= plan.num_computed + plan.num_scheduled == state.prompt_len.take(plan.rows)
         finished = []
-        current = self.current_handles(plan)
-        for row, vector in result.embeddings.items():
-            request = self.request_of[row] if row in current else None
-            if request is not None:
-                request.embedding, request.finish_reason = vector, "stop"
-                finished.append(request)
+        for row in plan.rows[ended].tolist():
+            request = self.request_of[row]
+            assert request is not None
+            request.embedding, request.finish_reason = result.embeddings.get(row), "stop"
+            if request.embedding is None:
+                request.finish_reason, request.error = "error", "the executor gave no embedding for this sequence"
+            finished.append(request)
         return finished
 
     def _finish_reason(self, request: Request, token: int, known: int) -> bool:

@@ -721,3 +721,9 @@ def test_model_sources(checkpoint: Callable[[str], Path], tmp_path: Path):
 
 def test_executors():
     check_executor("in_process", num_threads=1)
+
+
+def test_an_executor_that_pools_nothing(monkeypatch):
+    monkeypatch.setattr("core.runner.pooling.Pooler.pool", lambda *_: ([], None))
+    with pytest.raises(AssertionError, match="'in_process' gives no embeddings"):
+        check_executor("in_process", num_threads=1)

@@ -515,3 +515,13 @@ def test_a_vector_on_its_way_holds_up_nobody():
     assert third.num_tokens == 16 and len(third.rows) == 2
     for plan in (first, second, third):
         scheduler.commit(plan, device.run(plan))
+
+
+def test_a_vector_that_the_executor_does_not_give_is_an_error():
+    scheduler, device = scheduler_of(), Device(256, 64, 64)
+    scheduler.add(request := make(1, list(range(20)), 1, stream=False, pooling="last"))
+    for ends in (False, True):
+        plan = scheduler.schedule()
+        update = scheduler.commit(plan, dataclasses.replace(device.run(plan), embeddings={}))
+        assert bool(update.finished) == ends
+    assert (request.finish_reason, scheduler.has_work) == ("error", False) and "no embedding" in request.error
