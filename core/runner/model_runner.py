@@ -201,10 +201,13 @@ class ModelRunner:
         self._launched = (plan, self.model.forward(batch), None)
 
     def _wanted(self, plan: StepPlan) -> torch.Tensor | None:
-        """The last tokens of what is sampled; None: all tokens' hidden states are needed."""
-        if plan.num_samples == plan.num_tokens or (self.sampling.needs[plan.rows] & Needs.ALL_STATES).any():
+        """The last tokens of what is sampled, or of every row; None: all tokens' hidden states are needed."""
+        needs = self.sampling.needs[plan.rows]
+        if plan.num_samples == plan.num_tokens or (needs & Needs.ALL_STATES).any():
             return None
         last = np.cumsum(plan.num_scheduled, dtype=np.int64) - 1
+        if (needs & Needs.POOLING).any():
+            return self.batch.send(last)
         return self.batch.send(last[plan.samples] if plan.samples.any() else last[-1:])
 
     @torch.inference_mode()
@@ -218,9 +221,11 @@ class ModelRunner:
         plan, hidden, ready = self._launched
         self._launched = None
         ends = np.cumsum(plan.num_scheduled, dtype=np.int64)
+        if hidden.shape[0] == len(plan.rows):
+            ends = np.arange(1, len(plan.rows) + 1)  # of each row, its last token's state alone
         needs = self.sampling.needs[plan.rows]
         tensors, asked = self._sample(plan, hidden, ready, ends, needs, masks)
-        if not (needs & Needs.ALL_STATES).any():
+        if not (needs & Needs.STATES).any():
             return Ticket(self, plan, tensors, asked)
         pools = np.nonzero(needs & Needs.POOLING)[0].tolist()
         requests = [(i, r) for i in pools if (r := self.sampling.requests[int(plan.rows[i])]) is not None]

@@ -24,8 +24,11 @@ class Needs(enum.IntFlag):
     """logit_bias, bad_words or min_tokens"""
     PROMPT_LOGPROBS = 32
     POOLING = 64
-    ALL_STATES = PROMPT_LOGPROBS | POOLING
-    """Hidden states of all tokens, not of the last alone."""
+    POOLING_MEAN = 128
+    STATES = PROMPT_LOGPROBS | POOLING
+    """Hidden states, besides those that are sampled from."""
+    ALL_STATES = PROMPT_LOGPROBS | POOLING_MEAN
+    """Of all tokens, not of the last alone."""
 
 
 class SamplingRows:
@@ -76,5 +79,5 @@ class SamplingRows:
         if p.prompt_logprobs is not None:
             needs |= Needs.PROMPT_LOGPROBS
         if request.pooling is not None:
-            needs = Needs.POOLING
+            needs = Needs.POOLING | (Needs.POOLING_MEAN if request.pooling == "mean" else Needs.NONE)
         self.needs[row] = int(needs)
