@@ -332,9 +332,9 @@ class OutputProcessor:
         ]
 
     def _output(self, group: Group, outputs: list[CompletionOutput]) -> RequestOutput:
-        first = group.finished[0] if group.finished else None
-        metrics = RequestMetrics(arrival_time_s=group.request.arrival_time_s)
-        if first is not None:
+        num_cached = 0
+        if group.finished:
+            first = group.finished[0]
             metrics = RequestMetrics(
                 first.arrival_time_s,
                 first.first_scheduled_time_s,
@@ -342,6 +342,9 @@ class OutputProcessor:
                 first.finish_time_s or time.monotonic(),
                 sum(f.num_preemptions for f in group.finished),
             )
+            num_cached = max(f.num_cached_tokens for f in group.finished)
+        else:
+            metrics = RequestMetrics(group.request.arrival_time_s)
         prompt_logprobs = None
         if group.prompt_logprobs is not None:
             prompt_logprobs = [self._candidates(p) if p else None for p in group.prompt_logprobs]
@@ -351,7 +354,7 @@ class OutputProcessor:
             group.prompt_ids,
             outputs,
             group.done,
-            max((f.num_cached_tokens for f in group.finished), default=0),
+            num_cached,
             prompt_logprobs,
             metrics,
         )

@@ -38,6 +38,30 @@ LONG_PROMPT_CHARS = 20_000
 """Longer texts are tokenized in a thread, so that other streams go on."""
 
 
+class _News:
+    """An event that one task waits for, and forgets when it is told. asyncio's own keeps a queue of those who wait."""
+
+    __slots__ = ("_there", "_waiter")
+
+    def __init__(self) -> None:
+        self._there = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def tell(self) -> None:
+        self._there = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        if not self._there:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._there = False
+
+
 class RemoteEngine:
     """What every client of an engine process can do. How it is connected, and to whom, is a subclass's."""
 
@@ -152,13 +176,12 @@ class RemoteEngine:
         request = self._connected.inputs.make(
             ids, params, request_id, priority=priority, cache_salt=cache_salt, stream=stream
         )
-        event = asyncio.Event()
-        group = self._connected.outputs.add(request, text, ids, output_kind, event.set)
+        news = _News()
+        group = self._connected.outputs.add(request, text, ids, output_kind, news.tell)
         try:
             self._send(request)
             while True:
-                await event.wait()
-                event.clear()
+                await news.wait()
                 if group.failure is not None:
                     raise group.failure
                 # read before the yield: a slow caller comes back to a group that has gone on meanwhile, even to its end
@@ -192,11 +215,11 @@ class RemoteEngine:
         request = self._connected.inputs.make_pooling(
             ids, self._connected.pooling_type, request_id, priority=priority, cache_salt=cache_salt
         )
-        event = asyncio.Event()
-        group = self._connected.outputs.add(request, text, ids, "final", event.set)
+        news = _News()
+        group = self._connected.outputs.add(request, text, ids, "final", news.tell)
         try:
             self._send(request)
-            await event.wait()
+            await news.wait()
             return self._connected.outputs.build_embedding(group, dimensions, normalize)
         finally:
             self._drop(group)

@@ -182,7 +182,7 @@ def test_slow_readers_get_all_of_it_in_fewer_events(start_server):
 
 
 def _read_slowly(server, readers: list[socket.socket]) -> None:
-    num_tokens, num_readers = 2000, 4
+    num_tokens, num_readers = 1200, 4
     body = {"prompt": "the", "max_tokens": num_tokens, "ignore_eos": True, "stream": True, "temperature": 0}
     body |= {"logprobs": 5, "return_token_ids": True, "stream_options": {"include_usage": True}}
     whole = httpx.post(

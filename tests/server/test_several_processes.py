@@ -171,8 +171,7 @@ def test_one_is_killed_under_load(start_server):
     os.kill(engine, signal.SIGKILL)
     os.kill(survivor, signal.SIGKILL)
     wait_for(lambda: len(children(server)["worker"]) == 2 and survivor not in children(server)["worker"], 5)
-    for _ in range(8):
-        assert httpx.get(f"{server.url}/health", timeout=30).status_code == 503
+    wait_for(lambda: {httpx.get(f"{server.url}/health", timeout=30).status_code for _ in range(8)} == {503}, 10)
     assert httpx.post(f"{server.url}/v1/completions", json=SHORT).json()["error"]["code"] == "engine_dead"
     server.stop()
     assert server.process.returncode == 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import re
+import signal
 
 import httpx
 import numpy as np
@@ -129,7 +131,7 @@ def test_a_dead_engine_is_shown_as_dead():
             assert json.loads((await anext(events))[6:])["error"] is None
             stream = engine.generate("Hello", SamplingParams(max_tokens=500, ignore_eos=True))
             await anext(stream)
-            engine._process.kill()
+            os.kill(engine._process.pid, signal.SIGKILL)
             error = None
             for _ in range(40):
                 if error := json.loads((await anext(events))[6:])["error"]:
