@@ -226,7 +226,10 @@ def compare(names: dict[str, str], folder: Path, rounds: int) -> dict[str, Any]:
     for seed in range(rounds):
         for name, python in names.items():
             command = [python, __file__, "--only", name, "--model", str(folder), "--seed", str(seed)]
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True)  # llama.cpp says a lot
+            if done.returncode:
+                raise SystemExit(f"{name} failed:\n{done.stderr[-4000:]}")
+            print(f"{folder.name}, round {seed}, {name}", file=sys.stderr)
             runs[name].append(json.loads(done.stdout.splitlines()[-1]))
     medians = {
         n: {w: round(statistics.median(r["tokens_per_s"][w] for r in runs[n]), 1) for w in WORKLOADS} for n in names
