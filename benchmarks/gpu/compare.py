@@ -29,7 +29,7 @@ SMALL_SHAPE_WORKLOADS = "ttft_b1,latency_b1,latency_b32,throughput_1k,mixed_256"
 
 
 def environment(peer: str) -> list[str]:
-    """The peer's interpreter, in an environment made for it."""
+    """The command of the peer's interpreter, in an environment made for it."""
     folder = Path.home() / ".cache" / "backplane-peers" / "-".join(PACKAGES[peer]).replace(">", "").replace("<", "")
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
@@ -37,7 +37,7 @@ def environment(peer: str) -> list[str]:
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", *PACKAGES[peer]], check=True)
         (folder / "ready").touch()
-    return [str(python)]
+    return ["env", "-u", "PYTHONPATH", str(python)]  # what this interpreter was lent is not the peer's
 
 
 def stage(name: str, command: list[str], out: Path, limit_s: float) -> bool:
