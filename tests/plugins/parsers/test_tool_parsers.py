@@ -375,16 +375,23 @@ def test_nearly_matching_text_takes_linear_time(name: str) -> None:
     openings = ["", opening[: opening.index("weather") if "weather" in opening else 0], opening[: len(opening) // 2]]
     for unit in HOSTILE[name]:
         for start in openings:
-            times = []
-            for count in (8_000, 16_000):
-                text = start + unit * (count // len(unit))
-                best = 1e9
-                for _ in range(2):
-                    begin = time.process_time()
-                    replay(name, list(text))
-                    best = min(best, time.process_time() - begin)
-                times.append(best)
-            assert times[1] < 3 * times[0] + 0.02, (unit, start, times)
+            # a neighbour on the machine may spoil one comparison; what is quadratic spoils them all
+            for _ in range(4):
+                times = [seconds(name, start + unit * (count // len(unit))) for count in (8_000, 16_000)]
+                if times[1] < 3 * times[0] + 0.02:
+                    break
+            else:
+                pytest.fail(f"twice the text took {times[1] / times[0]:.1f} times as long: {unit!r} after {start!r}")
+
+
+def seconds(name: str, text: str) -> float:
+    """Of the processor, the better of two."""
+    best = 1e9
+    for _ in range(2):
+        begin = time.process_time()
+        replay(name, list(text))
+        best = min(best, time.process_time() - begin)
+    return best
 
 
 @pytest.mark.parametrize("name", sorted(ENTRIES))
