@@ -12,12 +12,13 @@ from core.interfaces.model import ModelContext
 from core.interfaces.quantization import LinearMethod, LinearSpec, ParameterSpec
 from core.kernels import dispatch
 
-SMALL_BYTES = 4 << 20
+SMALL_BYTES = 1 << 20
 """Weights up to here are kept unpacked too, for steps of one row: oneDNN's call alone costs more than MKL's gemv of them;
-from 4 rows on it is as fast or faster. One thread, microseconds, oneDNN and MKL: 256 outputs of 448 inputs 57 and 39."""
+from 4 rows on it is as fast or faster. One thread, microseconds, oneDNN and MKL: 256 outputs of 448 inputs 57 and 39. Larger
+ones of a model that computes with two threads lose: 768 outputs of 768 inputs 125 and 147."""
 WIDE = 1.5
 """From so many outputs an input on, the unpacked copy lies input by input: 896 outputs of 256 inputs 55 instead of 89 us
-(oneDNN 92), 4096 of 256 155 instead of 377 (oneDNN 275)."""
+(oneDNN 92)."""
 MAX_COPY_BYTES = 128 << 20
 """A tied head is packed too, beside the embedding, if the copy is no larger than this."""
 
