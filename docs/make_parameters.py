@@ -209,6 +209,7 @@ RESPONSES: dict[str, P] = {
     "prompt_cache_options": CHAT["prompt_cache_options"],
     "access_programs": P("refused", bad={}),
     "background": P("`false`", False, True),
+    "background_options": P("refused", bad={}),
     "context_management": P("refused", bad=[{"type": "compaction"}]),
     "conversation": P("refused", bad="conv_1"),
     "image": P("refused", bad={}),

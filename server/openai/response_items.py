@@ -35,6 +35,7 @@ _REFUSED: dict[str, str] = {
     "moderation": "the server does not moderate",
     "image": "the models served here write text",
     "access_programs": "there are none here",
+    "background_options": "a response is not stored, so none runs in the background",
 }
 _TOOL_KEYS = ("type", "name", "description", "parameters", "strict")
 _ITEM_ROLES = ("user", "assistant", "system", "developer")

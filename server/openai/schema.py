@@ -250,6 +250,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     # of OpenAI's, and refused when set
     access_programs: dict[str, Any] | None = None
     background: bool | None = None
+    background_options: dict[str, Any] | None = None
     context_management: list[dict[str, Any]] | None = None
     conversation: str | dict[str, Any] | None = None
     image: dict[str, Any] | None = None
