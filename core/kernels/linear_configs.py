@@ -1,6 +1,7 @@
 """Which kernel, with which tiles, multiplies a few rows by a weight: what benchmarks/tune_linear.py measured.
 
-Kernels: skinny_linear.py (GemvConfig, DotConfig) and wide_linear.py (WideConfig, Hopper only).
+Kernels: skinny_linear.py (GemvConfig, DotConfig), wide_linear.py (WideConfig) and tiled_linear.py (TiledConfig), the
+last two for Hopper only.
 """
 
 from __future__ import annotations
@@ -47,7 +48,24 @@ class WideConfig:
     splits: int = 1
 
 
-LinearConfig = GemvConfig | DotConfig | WideConfig
+@dataclass(frozen=True, slots=True)
+class TiledConfig:
+    """Tiles of the kernel that gives every multiprocessor the same work."""
+
+    rows: int
+    """Rows of x in a tile."""
+    outputs: int
+    inputs: int
+    stages: int
+    warps: int = 8
+    swap: bool = False
+    splits: int = 4
+    """Programs that a tile is spread over, at most about so many."""
+    blocks: int = 1
+    """Programs of a multiprocessor."""
+
+
+LinearConfig = GemvConfig | DotConfig | WideConfig | TiledConfig
 Shape = tuple[int, int, bool]
 """(outputs, inputs, with SiLU: then the weight has twice as many rows)"""
 
@@ -64,7 +82,7 @@ GEMV: dict[Shape, GemvConfig] = {
 # Up to so many rows; None: the library is faster. The matrices of Llama-3.1-8B, Llama-3.2-1B and Qwen3-0.6B: qkv, o,
 # gate_up, down, head. H100 80GB HBM3, bf16: microseconds of one matrix, in brackets the library's (for SiLU with a
 # kernel of its own).
-FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
+FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | TiledConfig | None], ...]] = {
     (6144, 4096, False): (
         (16, DotConfig(32, 256, 4, splits=2)),
         (32, DotConfig(64, 256, 3, swap=True)),  # 21.1 (24.3)
@@ -186,7 +204,7 @@ def choose(rows: int, outputs: int, inputs: int, silu: bool, has_tma: bool) -> L
     if rows == 1:
         return _divides(GEMV.get(shape) or _default_gemv(outputs, inputs, silu), outputs, inputs)
     for most, config in FEW.get(shape, ()):
-        if rows <= most and (has_tma or not isinstance(config, WideConfig)):
+        if rows <= most and (has_tma or not isinstance(config, WideConfig | TiledConfig)):
             return _divides(config, outputs, inputs) if _is_full(config, rows) else None
     if rows <= MAX_DOT_ROWS:
         return _divides(_default_dot(outputs, inputs, silu), outputs, inputs)
@@ -198,10 +216,14 @@ def choose(rows: int, outputs: int, inputs: int, silu: bool, has_tma: bool) -> L
 
 def _is_full(config: LinearConfig | None, rows: int) -> bool:
     """A second tile that reaches over the last row is slow: 40 us where whole tiles take 27. Steps are padded instead."""
-    return not isinstance(config, WideConfig) or rows % config.rows == 0 or rows <= min(config.rows, MAX_DOT_ROWS)
+    if not isinstance(config, WideConfig | TiledConfig):
+        return True
+    return rows % config.rows == 0 or rows <= min(config.rows, MAX_DOT_ROWS)
 
 
 def _divides(config: LinearConfig | None, outputs: int, inputs: int) -> LinearConfig | None:
+    if isinstance(config, TiledConfig):  # takes any, in rows of 16 bytes
+        return config if inputs % 8 == 0 else None
     splits = 1 if config is None or isinstance(config, GemvConfig) else config.splits
     if config is None or outputs % config.outputs or inputs % (config.inputs * splits):
         return None

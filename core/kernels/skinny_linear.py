@@ -16,9 +16,8 @@ from core.kernels.launch import has_pdl, has_tma, launch, options
 from core.kernels.linear_configs import MAX_DOT_ROWS, DotConfig, GemvConfig, LinearConfig, choose
 from core.kernels.references import silu_and_mul_reference
 
-MAX_FEW_ROWS = 256
-
-
+MAX_FEW_ROWS = 512
+"""Steps of more rows are bound by arithmetic, where the library is good."""
 LEAST_WEIGHT_BYTES = 1 << 16
 """Below it a launch is all the time there is, and the library's is cheaper."""
 
@@ -155,7 +154,7 @@ def skinny_linear_reference(
 
 
 def choose_config(x: torch.Tensor, weight: torch.Tensor, silu: bool = False) -> LinearConfig | None:
-    """The kernel and its tiles for these shapes (wide_linear.py's too); None: the library is as fast, or none fits."""
+    """The kernel and its tiles for these shapes, of all files *_linear.py; None: the library is as fast, or none fits."""
     inputs = weight.shape[1]
     rows = x.numel() // inputs
     outputs = weight.shape[0] // 2 if silu else weight.shape[0]

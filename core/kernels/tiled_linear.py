@@ -1,0 +1,155 @@
+"""y = x W^T (+ bias) for tens to hundreds of rows of x, on all multiprocessors alike; optionally SiLU(gate) * up.
+
+A weight's tiles rarely fill the device in whole turns: 48 tiles leave 84 of 132 multiprocessors idle. Here the steps of
+all tiles lie on one line, and each program takes an equal stretch of it (stream-K, arXiv:2301.03598). A tile belongs to
+the program that has its first step; the programs behind leave their sums in a workspace, and the owner adds them in
+their order, so a result does not change from run to run. A program has only one such part, its first, which is done
+before the owner ends: nobody waits long. Flags are zeros again when the kernel ends.
+
+Weights and activations come by tensor descriptors (TMA): for Hopper. Rows, outputs and inputs may be ragged.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from core.kernels.launch import has_pdl, launch, num_multiprocessors, options
+from core.kernels.linear_configs import TiledConfig
+from core.kernels.skinny_linear import prefetch, skinny_linear_reference, workspace
+
+__all__ = ["skinny_linear_reference", "tiled_linear"]
+
+
+@triton.jit(do_not_specialize=["M", "tiles_m", "groups"])
+def _tiled_kernel(
+    x_desc, w_desc, w_ptr, bias_ptr, y_ptr, part_ptr, flag_ptr, M, N, K, tiles_m, groups,
+    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, STAGES: tl.constexpr, SWAP: tl.constexpr,
+    SILU: tl.constexpr, BIAS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """A stretch of the steps of ROWS rows. Neighbours are the other tiles of rows: they read the same weights at once."""
+    pid = tl.program_id(0)
+    pid_m = pid % tiles_m
+    # the last stretch first: an owner waits only for programs that were started before it
+    group = groups - 1 - pid // tiles_m
+    steps = tl.cdiv(K, INPUTS)
+    total = tl.cdiv(N, OUTPUTS) * steps
+    first = group * total // groups
+    last = (group + 1) * total // groups
+    if PDL:
+        gdc_launch_dependents()
+        if pid_m == 0:
+            row = tl.minimum(first // steps * OUTPUTS + tl.arange(0, OUTPUTS), N - 1)
+            line = tl.arange(0, INPUTS // 64) * 64  # 128 bytes of two-byte numbers
+            w_row = w_ptr + row[:, None].to(tl.int64) * K + first % steps * INPUTS + line[None, :]
+            for stage in tl.static_range(STAGES):
+                if (first % steps + stage + 1) * INPUTS <= K:
+                    prefetch(w_row + stage * INPUTS)
+                    if SILU:
+                        prefetch(w_row + tl.cast(N, tl.int64) * K + stage * INPUTS)
+        gdc_wait()
+    m = pid_m * ROWS + tl.arange(0, ROWS)
+    LEFT: tl.constexpr = OUTPUTS if SWAP else ROWS
+    RIGHT: tl.constexpr = ROWS if SWAP else OUTPUTS
+    TILE: tl.constexpr = ROWS * OUTPUTS
+    PART: tl.constexpr = 2 * TILE if SILU else TILE
+    place = tl.arange(0, LEFT)[:, None] * RIGHT + tl.arange(0, RIGHT)[None, :]
+    # what does not change in this loop is cheap to compute again and dear to keep beside the sums
+    for tile in tl.range(first // steps, tl.cdiv(last, steps), disable_licm=True):
+        begin = tl.maximum(first - tile * steps, 0)
+        end = tl.minimum(last - tile * steps, steps)
+        acc = tl.zeros([LEFT, RIGHT], tl.float32)
+        up_acc = tl.zeros([LEFT, RIGHT], tl.float32)
+        for step in tl.range(begin, end, num_stages=STAGES):
+            x = x_desc.load([pid_m * ROWS, step * INPUTS])
+            w = w_desc.load([tile * OUTPUTS, step * INPUTS])
+            if SWAP:
+                acc = tl.dot(w, tl.trans(x), acc)
+            else:
+                acc = tl.dot(x, tl.trans(w), acc)
+            if SILU:
+                u = w_desc.load([N + tile * OUTPUTS, step * INPUTS])
+                if SWAP:
+                    up_acc = tl.dot(u, tl.trans(x), up_acc)
+                else:
+                    up_acc = tl.dot(x, tl.trans(u), up_acc)
+        if begin > 0:
+            part = part_ptr + tl.cast(pid, tl.int64) * PART + place
+            tl.store(part, acc)
+            if SILU:
+                tl.store(part + TILE, up_acc)
+            tl.debug_barrier()
+            tl.atomic_xchg(flag_ptr + pid, 1, sem="release")
+        else:
+            peer = pid
+            behind = group
+            while (behind + 1) * total // groups < (tile + 1) * steps:
+                behind += 1
+                peer -= tiles_m
+                while tl.atomic_add(flag_ptr + peer, 0, sem="acquire") == 0:
+                    pass
+                part = part_ptr + tl.cast(peer, tl.int64) * PART + place
+                acc += tl.load(part, cache_modifier=".cg")
+                if SILU:
+                    up_acc += tl.load(part + TILE, cache_modifier=".cg")
+                tl.debug_barrier()
+                tl.store(flag_ptr + peer, 0)  # ready for the next launch
+            if SILU:
+                acc = acc / (1 + tl.exp(-acc)) * up_acc
+            n = tile * OUTPUTS + tl.arange(0, OUTPUTS)
+            if BIAS:
+                bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+                acc += bias[:, None] if SWAP else bias[None, :]
+            if SWAP:
+                offsets = m[None, :].to(tl.int64) * N + n[:, None]
+                inside = (m[None, :] < M) & (n[:, None] < N)
+            else:
+                offsets = m[:, None].to(tl.int64) * N + n[None, :]
+                inside = (m[:, None] < M) & (n[None, :] < N)
+            tl.store(y_ptr + offsets, acc.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+def count_groups(config: TiledConfig, rows: int, outputs: int, inputs: int, multiprocessors: int) -> int:
+    """How many stretches the steps of a tile of rows are cut into: no more than can run at once."""
+    tiles = triton.cdiv(outputs, config.outputs)
+    most = max(1, multiprocessors * config.blocks // triton.cdiv(rows, config.rows))
+    return min(most, tiles * min(config.splits, triton.cdiv(inputs, config.inputs)))
+
+
+def tiled_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    silu: bool = False,
+    *,
+    config: TiledConfig,
+) -> torch.Tensor:
+    """x: [..., in]; weight: [out, in], or [2 * out, in] (gate, then up) with silu -> [..., out]"""
+    inputs = weight.shape[1]
+    outputs = weight.shape[0] // 2 if silu else weight.shape[0]
+    rows = x.numel() // inputs
+    if x.shape[-1] != inputs or rows == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}; it must have rows of {inputs}")
+    if inputs * x.element_size() % 16:
+        raise ValueError(f"{inputs} inputs: a tensor descriptor wants rows of a multiple of 16 bytes")
+    if silu and bias is not None:
+        raise ValueError("no kernel adds a bias before SiLU")
+    flat = x.reshape(rows, inputs).contiguous()
+    y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
+    tiles_m = triton.cdiv(rows, config.rows)
+    groups = count_groups(config, rows, outputs, inputs, num_multiprocessors(x))
+    programs = groups * tiles_m
+    part, flags = workspace(x.device, programs * config.rows * config.outputs * (1 + silu), programs)
+    x_desc = TensorDescriptor(flat, [rows, inputs], [inputs, 1], [config.rows, config.inputs])
+    w_desc = TensorDescriptor(weight, list(weight.shape), [inputs, 1], [config.outputs, config.inputs])
+    pdl = has_pdl(x)
+    launch(
+        _tiled_kernel, (programs,),
+        x_desc, w_desc, weight, weight if bias is None else bias, y, part, flags, rows, outputs, inputs, tiles_m,
+        groups, ROWS=config.rows, OUTPUTS=config.outputs, INPUTS=config.inputs, STAGES=config.stages, SWAP=config.swap,
+        SILU=silu, BIAS=bias is not None, PDL=pdl, **options(pdl, num_warps=config.warps),
+    )  # fmt: skip
+    return y
