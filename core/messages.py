@@ -185,6 +185,8 @@ class StepOutput(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defau
     finished: list[Finished] = []
     logprobs: dict[int, list[Logprobs]] = {}
     """handle -> positions of this step (all sequences that asked, streaming or not)"""
+    num_cached: dict[int, int] = {}
+    """handle -> prompt tokens found in the prefix cache, with the first token of a sequence that streams, unless 0"""
     prompt_logprobs: dict[int, list[Logprobs | None]] = {}
     stats: EngineStats | None = None
     time_s: float = 0.0

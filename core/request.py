@@ -57,6 +57,8 @@ class Request:
     """Filled when the request leaves its row (finished or preempted), not every step."""
     num_cached_tokens: int = 0
     """Prompt tokens that the prefix cache served at first admission."""
+    num_prompt_logprobs: int = 0
+    """Of the prompt's positions after its first, those whose log probabilities were sent."""
     num_preemptions: int = 0
     first_scheduled_time_s: float = 0.0
     first_token_time_s: float = 0.0

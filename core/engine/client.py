@@ -27,7 +27,7 @@ class ClientSide:
             None if model.skip_tokenizer_init else Tokenizer.from_folder(model.tokenizer or ready.model_path)
         )
         self.inputs = InputProcessor(ready, self.tokenizer, model.seed, first_number)
-        self.outputs = OutputProcessor(self.tokenizer)
+        self.outputs = OutputProcessor(self.tokenizer, ready.eos_token_ids)
         self.pooling_type = pooling_type(model.pooling_type, ready.model_path)
         self.chat_template = self._load_template(model.chat_template)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -248,7 +248,9 @@ class EngineLoop:
             handles = self.scheduler.current_handles(plan)
             logprobs = {h: [p] for row, p in result.logprobs.items() if (h := handles.get(row)) is not None}
             prompt_logprobs = {
-                h: list(p) for row, p in result.prompt_logprobs.items() if (h := handles.get(row)) is not None
+                h: self._untold(plan, row, p)
+                for row, p in result.prompt_logprobs.items()
+                if (h := handles.get(row)) is not None
             }
         sampled = self._guided.sampled(plan, result, self.scheduler) if self._guided.num_running else []
         update = self.scheduler.commit(plan, result)
@@ -261,6 +263,15 @@ class EngineLoop:
             if jumped := self._guided.jump(sampled, self.scheduler):
                 update = self._with_jumped(update, jumped)
         self._emit(update, logprobs, prompt_logprobs)
+
+    def _untold(self, plan: StepPlan, row: int, positions: Sequence[Logprobs]) -> list[Logprobs | None]:
+        """Of a chunk's prompt logprobs, those that were not sent: a preempted prompt is computed again from its beginning."""
+        request = self.scheduler.request_of[row]
+        assert request is not None
+        first = int(plan.num_computed[plan.rows == row][0])
+        new = positions[max(0, request.num_prompt_logprobs - first) :]
+        request.num_prompt_logprobs = max(request.num_prompt_logprobs, first + len(positions))
+        return list(new)
 
     def _with_jumped(self, update: StepUpdate, jumped: list[tuple[int, list[int]]]) -> StepUpdate:
         """The update with tokens that were not sampled, after those that were."""
@@ -295,6 +306,7 @@ class EngineLoop:
             logprobs,
             prompt_logprobs,
             stats,
+            {r.handle: r.num_cached_tokens for r in update.first_tokens if r.stream and r.num_cached_tokens},
         )
 
     def _finish(self, requests: Iterable[Request]) -> None:

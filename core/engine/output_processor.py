@@ -6,7 +6,7 @@ A slow consumer gets fewer, longer deltas: what is new gathers in the sequence u
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -23,7 +23,7 @@ from core.outputs import (
     TokenLogprob,
 )
 from core.pooling import finish
-from core.text.detokenizer import Detokenizer
+from core.text.detokenizer import Detokenizer, output_text
 from core.text.tokenizer import Tokenizer
 
 OutputKind = Literal["cumulative", "delta", "final"]
@@ -63,6 +63,8 @@ class Sequence:
     """Tokens, characters and logprobs that deltas have shown."""
     told: bool = False
     """A delta has shown the end."""
+    num_cached_tokens: int = 0
+    """Of the prompt, from the prefix cache. A stream knows it with its first token."""
 
 
 @dataclass(slots=True)
@@ -81,6 +83,8 @@ class Group:
     """The engine refused the request, or is gone."""
     embedding: np.ndarray | None = None
     """float32 [hidden], of a request that pools."""
+    eos_token_ids: frozenset[int] = frozenset()
+    """The model's ends, none with ignore_eos."""
     num_open: int = field(init=False)
     """Sequences that have not ended."""
     hidden_ends: frozenset[int] = field(init=False)
@@ -89,7 +93,8 @@ class Group:
     def __post_init__(self) -> None:
         params = self.request.params
         self.num_open = len(self.sequences)
-        self.hidden_ends = frozenset(() if params.include_stop_str_in_output else params.stop_token_ids)
+        ends = self.eos_token_ids.union(params.stop_token_ids)
+        self.hidden_ends = frozenset() if params.include_stop_str_in_output else ends
 
     @property
     def done(self) -> bool:
@@ -99,8 +104,9 @@ class Group:
 class OutputProcessor:
     """Step by step, tokens of all requests -> their outputs. Text is made when somebody takes it."""
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, eos_token_ids: Iterable[int] = ()) -> None:
         self.tokenizer = tokenizer
+        self._eos_token_ids = frozenset(eos_token_ids)
         self.groups: dict[str, Group] = {}
         self.observers: list[Observer] = []
         self.last_stats = EngineStats()
@@ -125,8 +131,10 @@ class OutputProcessor:
                     tuple(params.stop or ()),
                     params.include_stop_str_in_output,
                     params.skip_special_tokens,
+                    params.min_tokens,
                 )
-        group = Group(request, prompt, prompt_ids, kind, sequences, notify)
+        eos = frozenset[int]() if params.ignore_eos else self._eos_token_ids
+        group = Group(request, prompt, prompt_ids, kind, sequences, notify, eos_token_ids=eos)
         if params.prompt_logprobs is not None:
             group.prompt_logprobs = [None]
         self.groups[request.request_id] = group
@@ -149,6 +157,9 @@ class OutputProcessor:
             found = self._sequences.get(handle)
             if found and found[1].index == 0 and found[0].prompt_logprobs is not None:
                 found[0].prompt_logprobs.extend(prompt_positions)
+        for handle, num_cached in step.num_cached.items():
+            if found := self._sequences.get(handle):
+                found[1].num_cached_tokens = num_cached
         handles = np.frombuffer(step.handles, np.int64).tolist()
         tokens = np.frombuffer(step.token_ids, np.int32).tolist()
         for handle, token in zip(handles, tokens, strict=True):
@@ -191,13 +202,14 @@ class OutputProcessor:
     def _finish(self, group: Group, sequence: Sequence, finished: Finished) -> None:
         params = group.request.params
         group.finished.append(finished)
+        sequence.num_cached_tokens = finished.num_cached_tokens
         if finished.token_ids is not None:
             sequence.token_ids = np.frombuffer(finished.token_ids, np.int32).tolist()
             if self.tokenizer is not None and params.detokenize:
                 ids = sequence.token_ids
                 if ids and finished.reason == "stop" and ids[-1] in group.hidden_ends:
                     ids = ids[:-1]
-                sequence.text = self.tokenizer.decode(ids, params.skip_special_tokens)
+                sequence.text = output_text(self.tokenizer, ids, params.skip_special_tokens)
         elif sequence.detokenizer is not None:
             sequence.text += sequence.detokenizer.finish()
         if finished.embedding is not None:
@@ -231,6 +243,7 @@ class OutputProcessor:
                 error=error,
                 num_prompt_tokens=len(group.prompt_ids),
                 num_output_tokens=len(sequence.token_ids),
+                num_cached_tokens=sequence.num_cached_tokens,
                 arrival_time_s=request.arrival_time_s,
                 first_token_time_s=sequence.first_token_time_s,
                 finish_time_s=time.monotonic(),
@@ -332,7 +345,6 @@ class OutputProcessor:
         ]
 
     def _output(self, group: Group, outputs: list[CompletionOutput]) -> RequestOutput:
-        num_cached = 0
         if group.finished:
             first = group.finished[0]
             metrics = RequestMetrics(
@@ -342,7 +354,6 @@ class OutputProcessor:
                 first.finish_time_s or time.monotonic(),
                 sum(f.num_preemptions for f in group.finished),
             )
-            num_cached = max(f.num_cached_tokens for f in group.finished)
         else:
             metrics = RequestMetrics(group.request.arrival_time_s)
         prompt_logprobs = None
@@ -354,7 +365,7 @@ class OutputProcessor:
             group.prompt_ids,
             outputs,
             group.done,
-            num_cached,
+            group.sequences[0].num_cached_tokens,  # the others share its prompt
             prompt_logprobs,
             metrics,
         )

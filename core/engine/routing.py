@@ -61,6 +61,7 @@ class Router:
         logprobs: dict[int, list[Logprobs]] | None = None,
         prompt_logprobs: dict[int, list[Logprobs | None]] | None = None,
         stats: EngineStats | None = None,
+        num_cached: dict[int, int] | None = None,
     ) -> None:
         """handles: int64 [k], token_ids: int32 [k]. `stats` goes to every client, the rest to its own."""
         if len(self._clients) == 1:
@@ -70,6 +71,7 @@ class Router:
                 finished=finished or [],
                 logprobs=logprobs or {},
                 prompt_logprobs=prompt_logprobs or {},
+                num_cached=num_cached or {},
                 stats=stats,
                 time_s=time_s,
             )
@@ -87,6 +89,7 @@ class Router:
                 finished=ended.get(client, []),
                 logprobs=_of(client, logprobs),
                 prompt_logprobs=_of(client, prompt_logprobs),
+                num_cached=_of(client, num_cached),
                 stats=stats,
                 time_s=time_s,
             )

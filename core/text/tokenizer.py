@@ -10,6 +10,8 @@ from typing import Any
 
 from core.errors import ModelError, RequestError
 
+_BEFORE = "a"
+
 
 class Tokenizer:
     """A tokenizer of the `tokenizers` library with its settings and chat template."""
@@ -75,9 +77,21 @@ class Tokenizer:
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return str(self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
+    def decode_output(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text that tokens add behind others. `decode` takes them for the beginning of a text, where sentencepiece's
+        decoders drop a blank."""
+        text = self.decode([*self.before_output, *token_ids], skip_special_tokens)
+        return text.removeprefix(_BEFORE) if self.before_output else text
+
+    @cached_property
+    def before_output(self) -> tuple[int, ...]:
+        """A token to decode before those of an output, whose text is one known letter; () where there is none."""
+        ids = self.encode(_BEFORE, add_special_tokens=False)
+        return tuple(ids) if len(ids) == 1 and self.decode(ids) == _BEFORE else ()
+
     def token_text(self, token_id: int) -> str:
         """One token alone, as text for logprobs."""
-        return str(self.backend.decode([token_id], skip_special_tokens=False))
+        return self.decode_output([token_id], skip_special_tokens=False)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

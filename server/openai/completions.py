@@ -208,7 +208,8 @@ async def events(state: ServerState, c: Completion) -> AsyncGenerator[bytes, Non
     continuous = bool(options and options.continuous_usage_stats)
     head = encode({"id": c.id, "object": "text_completion", "created": c.created_s, "model": c.model})
     head = b"data: " + head[:-1] + b',"choices":['
-    num_prompt, num_output, num_cached = sum(len(p.token_ids) for p in c.prompts), 0, 0
+    num_prompt, num_output = sum(len(p.token_ids) for p in c.prompts), 0
+    cached = [0] * len(c.prompts)
     top, as_ids = body.logprobs or 0, bool(body.return_tokens_as_token_ids)
     shapes = [logprob_shapes.TextLogprobs(top, as_ids=as_ids) for _ in range(n * len(c.prompts))]
     fresh = [True] * len(shapes)
@@ -218,13 +219,14 @@ async def events(state: ServerState, c: Completion) -> AsyncGenerator[bytes, Non
 
     def tail() -> bytes:
         if continuous:
-            return b'],"usage":' + encode(usage(num_prompt, num_output, num_cached)) + b"}\n\n"
+            return b'],"usage":' + encode(usage(num_prompt, num_output, sum(cached))) + b"}\n\n"
         return b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
 
     try:
         with state.working():
             async for number, output in merged:
                 prompt = c.prompts[number]
+                cached[number] = output.num_cached_tokens
                 pieces = []
                 for new in output.outputs:
                     at = number * n + new.index
@@ -235,8 +237,6 @@ async def events(state: ServerState, c: Completion) -> AsyncGenerator[bytes, Non
                         check_end(new, c.params)
                         over[at] = True
                         ended = "length" if c.echo_only else ended
-                    if fresh[at]:
-                        num_cached += output.num_cached_tokens if new.index == 0 else 0
                     echo = bool(body.echo) and fresh[at]
                     first, fresh[at] = fresh[at], False
                     text = "" if c.echo_only else new.text
@@ -272,7 +272,7 @@ async def events(state: ServerState, c: Completion) -> AsyncGenerator[bytes, Non
                     yield b"".join(pieces)
             if include_usage:
                 started = True
-                yield head + b'],"usage":' + encode(usage(num_prompt, num_output, num_cached)) + b"}\n\n"
+                yield head + b'],"usage":' + encode(usage(num_prompt, num_output, sum(cached))) + b"}\n\n"
             started = True
             yield DONE
     except Exception as error:

@@ -173,7 +173,7 @@ def test_a_start_that_is_stopped_leaves_nothing(checkpoint):
     async def main():
         engine = AsyncEngine(EngineConfig.from_options(model=str(checkpoint("llama"))))
         starting = asyncio.create_task(engine.start())
-        while engine._process is None:
+        while engine._process is None or engine._process._process is None:  # until there is a process to leave behind
             await asyncio.sleep(0.01)
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):

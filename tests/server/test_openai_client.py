@@ -134,6 +134,14 @@ def test_completion_stream_of_several_prompts_and_answers(lenient):
     assert sorted(texts) == sorted(ends) == [0, 1, 2, 3]
 
 
+def test_completion_stream_says_what_the_cache_gave(lenient):
+    options = dict(model="tiny", max_tokens=3, prompt=[[7] * 40, [8] * 40], extra_body={"ignore_eos": True})
+    lenient.completions.create(**options)
+    whole = lenient.completions.create(**options).usage
+    chunks = list(lenient.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].usage == whole and whole.prompt_tokens_details.cached_tokens == 64
+
+
 def test_completion_echo_and_logprobs(lenient):
     answer = lenient.completions.create(
         model="tiny",
