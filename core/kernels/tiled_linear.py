@@ -24,6 +24,21 @@ from core.kernels.skinny_linear import prefetch, skinny_linear_reference, worksp
 __all__ = ["skinny_linear_reference", "tiled_linear"]
 
 
+@triton.jit
+def _prefetch_tile(
+    w_ptr, tile, step, N, K, OUTPUTS: tl.constexpr, INPUTS: tl.constexpr, STAGES: tl.constexpr, SILU: tl.constexpr
+):  # fmt: skip
+    """Bring the first weights of a tile to the L2 cache."""
+    row = tl.minimum(tile * OUTPUTS + tl.arange(0, OUTPUTS), N - 1)
+    line = tl.arange(0, INPUTS // 64) * 64  # 128 bytes of two-byte numbers
+    w_row = w_ptr + row[:, None].to(tl.int64) * K + step * INPUTS + line[None, :]
+    for stage in tl.static_range(STAGES):
+        if (step + stage + 1) * INPUTS <= K:
+            prefetch(w_row + stage * INPUTS)
+            if SILU:
+                prefetch(w_row + tl.cast(N, tl.int64) * K + stage * INPUTS)
+
+
 @triton.jit(do_not_specialize=["M", "tiles_m", "groups"])
 def _tiled_kernel(
     x_desc, w_desc, w_ptr, bias_ptr, y_ptr, part_ptr, flag_ptr, M, N, K, tiles_m, groups,
@@ -42,45 +57,33 @@ def _tiled_kernel(
     if PDL:
         gdc_launch_dependents()
         if pid_m == 0:
-            row = tl.minimum(first // steps * OUTPUTS + tl.arange(0, OUTPUTS), N - 1)
-            line = tl.arange(0, INPUTS // 64) * 64  # 128 bytes of two-byte numbers
-            w_row = w_ptr + row[:, None].to(tl.int64) * K + first % steps * INPUTS + line[None, :]
-            for stage in tl.static_range(STAGES):
-                if (first % steps + stage + 1) * INPUTS <= K:
-                    prefetch(w_row + stage * INPUTS)
-                    if SILU:
-                        prefetch(w_row + tl.cast(N, tl.int64) * K + stage * INPUTS)
+            _prefetch_tile(w_ptr, first // steps, first % steps, N, K, OUTPUTS, INPUTS, STAGES, SILU)
         gdc_wait()
+    # of gate and up one matrix instruction computes both
+    COLUMNS: tl.constexpr = 2 * OUTPUTS if SILU else OUTPUTS
+    LEFT: tl.constexpr = COLUMNS if SWAP else ROWS
+    RIGHT: tl.constexpr = ROWS if SWAP else COLUMNS
     m = pid_m * ROWS + tl.arange(0, ROWS)
-    LEFT: tl.constexpr = OUTPUTS if SWAP else ROWS
-    RIGHT: tl.constexpr = ROWS if SWAP else OUTPUTS
-    TILE: tl.constexpr = ROWS * OUTPUTS
-    PART: tl.constexpr = 2 * TILE if SILU else TILE
     place = tl.arange(0, LEFT)[:, None] * RIGHT + tl.arange(0, RIGHT)[None, :]
     # what does not change in this loop is cheap to compute again and dear to keep beside the sums
     for tile in tl.range(first // steps, tl.cdiv(last, steps), disable_licm=True):
         begin = tl.maximum(first - tile * steps, 0)
         end = tl.minimum(last - tile * steps, steps)
         acc = tl.zeros([LEFT, RIGHT], tl.float32)
-        up_acc = tl.zeros([LEFT, RIGHT], tl.float32)
         for step in tl.range(begin, end, num_stages=STAGES):
             x = x_desc.load([pid_m * ROWS, step * INPUTS])
-            w = w_desc.load([tile * OUTPUTS, step * INPUTS])
+            if SILU:
+                w = w_desc.load([0, tile * OUTPUTS, step * INPUTS]).reshape(COLUMNS, INPUTS)
+            else:
+                w = w_desc.load([tile * OUTPUTS, step * INPUTS])
             if SWAP:
                 acc = tl.dot(w, tl.trans(x), acc)
             else:
                 acc = tl.dot(x, tl.trans(w), acc)
-            if SILU:
-                u = w_desc.load([N + tile * OUTPUTS, step * INPUTS])
-                if SWAP:
-                    up_acc = tl.dot(u, tl.trans(x), up_acc)
-                else:
-                    up_acc = tl.dot(x, tl.trans(u), up_acc)
+        if PDL and (tile + 1) * steps < last and pid_m == 0:
+            _prefetch_tile(w_ptr, tile + 1, 0, N, K, OUTPUTS, INPUTS, STAGES, SILU)
         if begin > 0:
-            part = part_ptr + tl.cast(pid, tl.int64) * PART + place
-            tl.store(part, acc)
-            if SILU:
-                tl.store(part + TILE, up_acc)
+            tl.store(part_ptr + tl.cast(pid, tl.int64) * (ROWS * COLUMNS) + place, acc)
             tl.debug_barrier()
             tl.atomic_xchg(flag_ptr + pid, 1, sem="release")
         else:
@@ -91,14 +94,9 @@ def _tiled_kernel(
                 peer -= tiles_m
                 while tl.atomic_add(flag_ptr + peer, 0, sem="acquire") == 0:
                     pass
-                part = part_ptr + tl.cast(peer, tl.int64) * PART + place
-                acc += tl.load(part, cache_modifier=".cg")
-                if SILU:
-                    up_acc += tl.load(part + TILE, cache_modifier=".cg")
+                acc += tl.load(part_ptr + tl.cast(peer, tl.int64) * (ROWS * COLUMNS) + place, cache_modifier=".cg")
                 tl.debug_barrier()
                 tl.store(flag_ptr + peer, 0)  # ready for the next launch
-            if SILU:
-                acc = acc / (1 + tl.exp(-acc)) * up_acc
             n = tile * OUTPUTS + tl.arange(0, OUTPUTS)
             if BIAS:
                 bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
@@ -109,7 +107,15 @@ def _tiled_kernel(
             else:
                 offsets = m[:, None].to(tl.int64) * N + n[None, :]
                 inside = (m[:, None] < M) & (n[None, :] < N)
-            tl.store(y_ptr + offsets, acc.to(y_ptr.dtype.element_ty), mask=inside)
+            if SILU:
+                if SWAP:
+                    gate, up = acc.reshape(2, OUTPUTS, ROWS).permute(1, 2, 0).split()
+                else:
+                    gate, up = acc.reshape(ROWS, 2, OUTPUTS).permute(0, 2, 1).split()
+                gate = gate / (1 + tl.exp(-gate)) * up
+                tl.store(y_ptr + offsets, gate.to(y_ptr.dtype.element_ty), mask=inside)
+            else:
+                tl.store(y_ptr + offsets, acc.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 def count_groups(config: TiledConfig, rows: int, outputs: int, inputs: int, multiprocessors: int) -> int:
@@ -144,7 +150,11 @@ def tiled_linear(
     programs = groups * tiles_m
     part, flags = workspace(x.device, programs * config.rows * config.outputs * (1 + silu), programs)
     x_desc = TensorDescriptor(flat, [rows, inputs], [inputs, 1], [config.rows, config.inputs])
-    w_desc = TensorDescriptor(weight, list(weight.shape), [inputs, 1], [config.outputs, config.inputs])
+    if silu:
+        halves, strides = [2, outputs, inputs], [outputs * inputs, inputs, 1]
+        w_desc = TensorDescriptor(weight, halves, strides, [2, config.outputs, config.inputs])
+    else:
+        w_desc = TensorDescriptor(weight, [outputs, inputs], [inputs, 1], [config.outputs, config.inputs])
     pdl = has_pdl(x)
     launch(
         _tiled_kernel, (programs,),
