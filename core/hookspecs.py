@@ -2,6 +2,7 @@
 
 A plugin is a module named by an entry point in the group `backplane.plugins`. It marks functions with `hookimpl`;
 each gets `register(name, target, **info)`, where target is "module:attribute" and is imported only when chosen.
+`needs={"module": "how to install it"}` names modules without which the target is of no use.
 """
 
 from __future__ import annotations

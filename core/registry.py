@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import metadata
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -151,8 +152,22 @@ class Registry:
         return self._loaded[key]
 
 
+def missing_packages(entry: Entry) -> str | None:
+    """What an entry cannot be used without and is not installed here, and how to install it; None: all is there.
+
+    Plugins say it as they register: `needs={"flash_attn": "pip install ..."}`, by names of modules.
+    """
+    missing = {name: how for name, how in entry.info.get("needs", {}).items() if find_spec(name) is None}
+    if not missing:
+        return None
+    return f"needs {', '.join(missing)}, not installed here: {'; '.join(dict.fromkeys(missing.values()))}"
+
+
 def load_target(entry: Entry) -> Any:
-    """Import what an entry names. Raises PluginError with the plugin's own traceback."""
+    """Import what an entry names. Raises PluginError: with what it needs and is not installed, or its own traceback."""
+    if missing := missing_packages(entry):
+        entry.state, entry.error = "missing", missing
+        raise PluginError(f"{entry.kind} {entry.name!r} of {entry.distribution} {entry.version} {missing}")
     module_name, _, attribute = entry.target.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
@@ -196,6 +211,9 @@ def _check_registered(name: object, target: object, info: dict[str, Any]) -> Non
         )
     if not isinstance(info.get("rank", 0), int | float):
         raise PluginError(f"register({name!r}, ...): rank={info['rank']!r} is not a number")
+    needs = info.get("needs", {})
+    if not isinstance(needs, dict) or not all(isinstance(t, str) and t for pair in needs.items() for t in pair):
+        raise PluginError(f"register({name!r}, ...): needs={needs!r} is not a dictionary, module -> how to install it")
     markers = info.get("markers", ())
     if not isinstance(markers, tuple | list) or not all(isinstance(m, str) for m in markers):
         raise PluginError(f"register({name!r}, ...): markers={markers!r} is not a tuple of texts")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from core.errors import ConfigError
@@ -21,6 +22,15 @@ class Ignored:
     why: str
     takes_value: bool = True
     """Whether a value follows on the command line; a flag may be followed by true or false all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preferred:
+    """What a value means where a package is installed; elsewhere it is as VALUES says."""
+
+    value: str
+    module: str
+    install: str
 
 
 NAMES: dict[str, str] = {
@@ -75,6 +85,14 @@ VALUES: dict[str, dict[str, str]] = {
     "reasoning-parser": {"openai_gptoss": "gpt_oss", "mistral": "magistral"},
 }
 """Option -> other spellings of its values."""
+
+PREFERRED: dict[str, dict[str, Preferred]] = {
+    "attention-backend": {
+        "FLASH_ATTN": Preferred("flash_attn", "flash_attn", "pip install --no-build-isolation 'backplane[flash-attn]'"),
+        "FLASHINFER": Preferred("flashinfer", "flashinfer", "pip install 'backplane[flashinfer]'"),
+    },
+}
+"""Option -> spellings of its values that name what is not always installed."""
 
 _STEPS = "every step is planned anew, while the device computes the one before"
 _LORA = "it belongs to LoRA adapters, which are not there yet"
@@ -191,6 +209,17 @@ REFUSED: dict[str, str] = {
 UNSET = (None, False, "", "none", "None")
 
 
+def read_value(option: str, spelling: str, known: Mapping[str, str]) -> tuple[str, str | None]:
+    """-> the value that a spelling means here, and what to warn of. known: other spellings of the option's values."""
+    value = known.get(spelling, spelling)
+    preferred = PREFERRED.get(option, {}).get(spelling)
+    if preferred is None:
+        return value, None
+    if find_spec(preferred.module) is not None:
+        return preferred.value, None
+    return value, f"{spelling} means {value!r} here, {preferred.module} is not installed ({preferred.install})"
+
+
 def engine_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords under any spelling -> the keywords of `EngineConfig.from_options`. Unknown ones pass through.
 
@@ -223,7 +252,11 @@ def engine_options(options: Mapping[str, Any]) -> dict[str, Any]:
             spelled[key] = keyword
             if value is None:
                 continue  # unset, as where the default has another name
-            result[key] = known.get(value, value) if isinstance(value, str) else value
+            if isinstance(value, str):
+                value, warning = read_value(option, value, known)
+                if warning:
+                    warnings.warn(f"{keyword}: {warning}", stacklevel=4)
+            result[key] = value
     if overrides:
         result["hf_overrides"] = {**overrides, **(result.get("hf_overrides") or {})}
     return result

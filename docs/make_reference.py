@@ -72,7 +72,11 @@ def cli_page() -> str:
         "",
         "| option | spelling of its value | becomes |",
         "| --- | --- | --- |",
-        *(f"| `--{a}` | `{b}` | `{c}` |" for a, values in sorted(aliases.VALUES.items()) for b, c in values.items()),
+        *(
+            f"| `--{a}` | `{b}` | {_meaning(a, b, c)} |"
+            for a, values in sorted(aliases.VALUES.items())
+            for b, c in values.items()
+        ),
         "",
         "## Accepted without effect, with a warning",
         "",
@@ -88,6 +92,15 @@ def cli_page() -> str:
         *(f"| `--{a}` | {b} |" for a, b in sorted(aliases.REFUSED.items())),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _meaning(option: str, spelling: str, value: str) -> str:
+    from core.spellings import PREFERRED
+
+    preferred = PREFERRED.get(option, {}).get(spelling)
+    if preferred is None:
+        return f"`{value}`"
+    return f"`{preferred.value}` where it is installed, else `{value}`, with a warning"
 
 
 def pages() -> dict[str, str]:

@@ -144,7 +144,7 @@ class Choices:
             return wanted
         names = self._registry.names("attention_backend")
         if "triton" in names and dispatch.on_gpu(torch.empty(0, device=self.device)):
-            name, why = "triton", "on a GPU"
+            name, why = "triton", "on a GPU; measured at vLLM's speed, others by name alone"
         elif self.device.type == "cpu":
             name, why = "torch", "on a CPU"
         else:

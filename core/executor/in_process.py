@@ -11,6 +11,7 @@ import torch
 
 from core.batch import Bitmasks, StepPlan
 from core.config import EngineConfig
+from core.executor.attention_check import check_attention
 from core.executor.choices import Choices
 from core.executor.model_config import eos_token_ids
 from core.kernels import dispatch
@@ -91,6 +92,9 @@ class InProcessExecutor:
         """The model with its weights, and their bytes."""
         with torch.inference_mode():
             model = made_by(choices.model_context())
+            check_attention(
+                choices.backend, model.cache_spec, config.cache.block_size, choices.dtype, choices.cache_dtype()
+            )
             self._phase("build model")
             if config.model.load_format == "dummy":
                 fill_dummy(model, config.model.seed)

@@ -47,6 +47,10 @@ class AttentionCapabilities:
     """Within core.kernels.launch.fixed_order(True) a token's result depends on its own request alone, bit by bit."""
     cache_dtypes: frozenset[str] | None = None
     """What keys and values may be stored as, of the names of `kv_cache_dtype`; None: the types in `dtypes`."""
+    casts_cache: bool = True
+    """Keys and values may be stored in another type of 16 or 32 bits than the model's."""
+    block_sizes: frozenset[int] | None = None
+    """None: any."""
 
 
 class AttentionBackend(Protocol):

@@ -46,6 +46,7 @@ class AttentionCase:
             and (capabilities.alibi or self.alibi_slopes is None)
             and (capabilities.graph_capture or not self.padding)
             and (capabilities.head_dims is None or self.head_dim in capabilities.head_dims)
+            and (capabilities.block_sizes is None or self.block_size in capabilities.block_sizes)
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from core.spellings import read_value
 from server.cli import aliases
 
 TRUE, FALSE = ("true", "1", "yes"), ("false", "0", "no")
@@ -78,8 +79,11 @@ class Arguments:
         if isinstance(option.type, JsonObject):
             self._merge(name, spelled, values[-1])
             return []
-        known = aliases.VALUES.get(name, {})
-        return [arg for v in values for arg in (f"--{name}", known.get(v, v))]
+        meant = [read_value(name, v, aliases.VALUES.get(name, {})) for v in values]
+        for _, warning in meant:
+            if warning:
+                click.secho(f"warning: --{spelled}: {warning}", fg="yellow", err=True)
+        return [arg for value, _ in meant for arg in (f"--{name}", value)]
 
     def _not_ours(self, spelled: str, name: str, attached: bool, rest: list[str]) -> list[str]:
         """Options that vLLM has, or nobody."""

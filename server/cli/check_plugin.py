@@ -14,7 +14,7 @@ from typing import Any, Literal
 from core import hookspecs
 from core.config import PluginConfig
 from core.errors import PluginError, nearest
-from core.registry import SERVER_HOOKS, Entry, Registry, distribution_key, load_registry, load_target
+from core.registry import SERVER_HOOKS, Entry, Registry, distribution_key, load_registry, load_target, missing_packages
 from server.hook_entries import HOOKS, hook_entries
 
 Verdict = tuple[Literal["ok", "warning", "broken"], str]
@@ -102,6 +102,9 @@ def _heavy_imports(module: str) -> list[str]:
 
 def _check_entry(entry: Entry, registry: Registry) -> Iterator[Verdict]:
     label = f"{entry.kind} {entry.name} ({entry.target})"
+    if lacks := missing_packages(entry):
+        yield "warning", f"{label}: not checked, it {lacks}"
+        return
     try:
         target = load_target(entry)
     except PluginError as error:

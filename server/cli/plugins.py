@@ -46,7 +46,8 @@ def _with_selection(function: Any) -> Any:
 def list_plugins(as_json: bool, plugin: tuple[str, ...], disable_plugin: tuple[str, ...], **selected: Any) -> None:
     """Every registered name: kind, plugin, distribution, version, state.
 
-    A state is ready, selected (an option given here names it, and it imports) or broken, with the reason.
+    A state is ready, selected (an option given here names it, and it imports), not usable here, with what is missing
+    and how to install it, or broken, with the reason.
     """
     from core.config import PluginConfig
     from core.errors import PluginError
@@ -61,7 +62,7 @@ def list_plugins(as_json: bool, plugin: tuple[str, ...], disable_plugin: tuple[s
         try:
             registry.get(kind, name)
         except PluginError:
-            if entry.state != "broken":
+            if entry.state == "ready":
                 raise
     rows = _rows(registry)
     for row in rows:
@@ -112,9 +113,12 @@ def _rows(registry: Registry) -> list[dict[str, str]]:
 
 def _state(entry: Entry, registry: Registry) -> str:
     from core.errors import PluginError
+    from core.registry import missing_packages
 
     if entry.state == "broken":
         return f"broken: {entry.error}"
+    if missing := missing_packages(entry):
+        return f"not usable here: {missing}"
     if entry.kind in KINDS:
         try:
             meant = registry.entry(entry.kind, entry.name)
