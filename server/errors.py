@@ -27,6 +27,7 @@ _TYPES = {
     405: "invalid_request_error",
     408: "invalid_request_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     429: "rate_limit_error",
     499: "request_aborted",
     503: "service_unavailable",
@@ -145,7 +146,7 @@ def normalise(request: Request[Any, Any, Any], error: Exception) -> Exception:
     if not isinstance(error, HTTPException):
         return error
     if error.status_code == 404:
-        return ApiError(f"no route {request.method} {request.url.path}", status=404, code="not_found")
+        return ApiError(f"no route {request.method} {request.url.path}{_meant(request)}", status=404, code="not_found")
     if error.status_code == 405:
         return ApiError(
             f"{request.url.path} does not take {request.method}",
@@ -161,6 +162,18 @@ def normalise(request: Request[Any, Any, Any], error: Exception) -> Exception:
             code="body_too_large",
         )
     return error
+
+
+def _meant(request: Request[Any, Any, Any]) -> str:
+    """The route that a base URL without /v1, or with two of them, has missed."""
+    path = request.url.path.rstrip("/")
+    known = {route.path for route in request.app.routes}
+    for near in (f"/v1{path}", path.removeprefix("/v1")):
+        if near != path and near in known:
+            return (
+                f"; did you mean {near}? Clients of OpenAI want a base URL that ends with /v1, Anthropic's one without"
+            )
+    return ""
 
 
 def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from litestar import Request
 
+from core.errors import RequestError
 from server.config import ServerConfig
 from server.errors import ApiError, ClientGoneError, from_decode_error
 from server.health import Progress
@@ -33,6 +34,9 @@ HttpRequest = Request[Any, Any, Any]
 
 LONG_TEXT = 4096
 """Characters from which rendering and tokenizing go to a thread, so that streams do not wait for them."""
+CHARS_A_TOKEN = 8
+"""Most text has fewer a token. Of a prompt with more characters than this for every token that the model takes, so many
+are looked at first: megabytes are not tokenized only to be refused."""
 _DEFAULT_NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -120,12 +124,29 @@ class ServerState:
         return list(known or text.encode("utf-8", "replace"))
 
     async def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return (await self.encode_all([text], add_special_tokens=add_special_tokens))[0]
+
+    async def encode_all(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
         tokenizer = self.engine.tokenizer
         if tokenizer is None:
             raise ApiError("no tokenizer is loaded (skip_tokenizer_init); send token ids", param="prompt")
-        if len(text) < LONG_TEXT:
-            return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
-        return list(await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens))
+        if sum(map(len, texts)) < LONG_TEXT:
+            return list(tokenizer.encode_batch(texts, add_special_tokens))
+        return list(await asyncio.to_thread(tokenizer.encode_batch, texts, add_special_tokens))
+
+    async def encode_prompts(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """`encode_all`, for prompts. Raises RequestError for one that is far too long, from a look at its beginning."""
+        length = self.engine.ready.max_model_len
+        for text in texts:
+            if len(text) > CHARS_A_TOKEN * length:
+                count = len(await self.encode(text[: CHARS_A_TOKEN * length], add_special_tokens=add_special_tokens))
+                if count > length:
+                    raise RequestError(
+                        f"the prompt has more than {count} tokens, and the model takes {length} with at least one for "
+                        "the answer; shorten the prompt or raise max_model_len",
+                        param="prompt",
+                    )
+        return await self.encode_all(texts, add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = False) -> str:
         tokenizer = self.engine.tokenizer
@@ -171,6 +192,13 @@ async def read_body(request: HttpRequest, decoder: msgspec.json.Decoder[T], time
             body = await request.body()
     except TimeoutError:
         raise ApiError(f"the body did not arrive within {timeout_s:g} s", status=408, code="body_timeout") from None
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise ApiError(
+            f"content-encoding {encoding!r} is not supported; send the body as it is",
+            status=415,
+            code="unsupported_encoding",
+        )
     if not body.strip():
         raise ApiError("the body is empty; send a JSON object", code="invalid_json")
     try:

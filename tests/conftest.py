@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,41 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "qwen3": {"class": "Qwen3", "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
 }
+
+
+PROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "{name}"
+version = "0.3"
+[project.entry-points."backplane.plugins"]
+{module} = "{module}"
+[tool.setuptools]
+py-modules = ["{module}"]
+"""
+
+
+@pytest.fixture(scope="session")
+def install_package() -> Callable[[Path, str, str], Path]:
+    """install_package(folder, name, source) -> folder/site, with a stranger's distribution of one module, built by pip.
+
+    Its entry point has the module's name: `name` with underscores.
+    """
+
+    def install(folder: Path, name: str, source: str) -> Path:
+        module = name.replace("-", "_")
+        project = folder / name
+        project.mkdir()
+        (project / "pyproject.toml").write_text(PROJECT.format(name=name, module=module))
+        (project / f"{module}.py").write_text(source)
+        site = folder / "site"
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+        subprocess.run([*command, "--target", str(site), str(project)], check=True, capture_output=True)
+        return site
+
+    return install
 
 
 @pytest.fixture(scope="session")

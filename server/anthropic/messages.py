@@ -171,7 +171,7 @@ async def _understand(request: HttpRequest, *, counting: bool = False) -> Reply:
     id = request_id(request)
     try:
         chat_body, names = to_chat(body)
-        chat = await understand(state, request.app.state.parsers, chat_body, f"msg_{id}")
+        chat = await understand(state, request.app.state.parsers, chat_body, f"msg_{id}", counting=counting)
     except Exception as error:
         rename(error, names)
         raise

@@ -163,8 +163,10 @@ def strict_constraint(parsers: Parsers, tools: list[dict[str, Any]]) -> GuidedDe
     return GuidedDecodingParams(structural_tag={"format": strict_format(held)})
 
 
-async def understand(state: ServerState, parsers: Parsers, body: ChatCompletionRequest, id: str) -> Chat:
-    """Checks, renders and tokenizes. Raises ApiError or RequestError."""
+async def understand(
+    state: ServerState, parsers: Parsers, body: ChatCompletionRequest, id: str, *, counting: bool = False
+) -> Chat:
+    """Checks, renders and tokenizes. Raises ApiError or RequestError. `counting`: a prompt of any length is tokenized."""
     engine, options = state.engine, state.options
     model = state.check_model(body.model)
     params.refuse_chat(body)
@@ -218,7 +220,8 @@ async def understand(state: ServerState, parsers: Parsers, body: ChatCompletionR
 
     long = sum(len(m["content"]) for m in messages) > LONG_TEXT
     text = await asyncio.to_thread(render) if long else render()
-    prompt = await state.encode(text, add_special_tokens=bool(body.add_special_tokens))
+    tokenize = state.encode_all if counting else state.encode_prompts
+    (prompt,) = await tokenize([text], add_special_tokens=bool(body.add_special_tokens))
 
     # any other constraint holds from the first token, so there is no reasoning to take out
     reasoning = parsers.reasoning if constraint is None or free_until_call else None

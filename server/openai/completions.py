@@ -54,9 +54,10 @@ async def understand(state: ServerState, body: CompletionRequest, id: str) -> Co
     model = state.check_model(body.model)
     params.refuse_completion(body)
     vocab_size = state.engine.ready.vocab_size
-    prompts = [await _prompt(state, body, p, at, vocab_size) for p, at in _split(body.prompt)]
-    if len(prompts) > state.options.max_prompts:
-        raise invalid("prompt", f"{len(prompts)} prompts are more than max_prompts={state.options.max_prompts}")
+    given = _split(body.prompt)
+    if len(given) > state.options.max_prompts:
+        raise invalid("prompt", f"{len(given)} prompts are more than max_prompts={state.options.max_prompts}")
+    prompts = await _prompts(state, body, given, vocab_size)
     echo_only = bool(body.echo) and body.max_tokens == 0
     max_tokens = _DEFAULT_MAX_TOKENS if body.max_tokens is None else 1 if echo_only else body.max_tokens
     if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
@@ -87,18 +88,20 @@ def _split(prompt: Any) -> list[tuple[Any, str]]:
     return [(p, f"prompt[{i}]") for i, p in enumerate(prompt)]
 
 
-async def _prompt(state: ServerState, body: CompletionRequest, given: Any, at: str, vocab_size: int) -> Prompt:
-    if isinstance(given, str):
-        token_ids = await state.encode(given, add_special_tokens=body.add_special_tokens is not False)
+async def _prompts(
+    state: ServerState, body: CompletionRequest, given: list[tuple[Any, str]], vocab_size: int
+) -> list[Prompt]:
+    """All are text, or all are token ids."""
+    texts = [p for p, _ in given if isinstance(p, str)]
+    special = body.add_special_tokens is not False
+    found = await state.encode_prompts(texts, add_special_tokens=special) if texts else [p for p, _ in given]
+    for token_ids, (_, at) in zip(found, given, strict=True):
         if not token_ids:
             raise invalid(at, f"{at} is empty")
-        return Prompt(token_ids, given)
-    if not given:
-        raise invalid(at, f"{at} is empty")
-    for i, token_id in enumerate(given):
-        if not 0 <= token_id < vocab_size:
-            raise invalid(at, f"{at}[{i}]={token_id} is not a token id; they go from 0 to {vocab_size - 1}")
-    return Prompt(given, None)
+        for i, token_id in enumerate(token_ids):
+            if not 0 <= token_id < vocab_size:
+                raise invalid(at, f"{at}[{i}]={token_id} is not a token id; they go from 0 to {vocab_size - 1}")
+    return [Prompt(ids, p if isinstance(p, str) else None) for ids, (p, _) in zip(found, given, strict=True)]
 
 
 def _sources(state: ServerState, c: Completion, output_kind: OutputKind) -> list[AsyncGenerator[RequestOutput, None]]:

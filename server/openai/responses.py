@@ -264,7 +264,7 @@ async def events(state: ServerState, reply: Reply) -> AsyncGenerator[bytes, None
         await steps.aclose()
 
 
-async def _understand(request: HttpRequest) -> Reply:
+async def _understand(request: HttpRequest, *, counting: bool = False) -> Reply:
     state: ServerState = request.app.state.server
     body, raw = await read_body(request, _decoder, state.options.body_timeout_s)
     refuse_unknown(raw, ResponsesRequest, "/v1/responses")
@@ -272,7 +272,7 @@ async def _understand(request: HttpRequest) -> Reply:
     try:
         chat_body, names = to_chat(body)
         id = body.request_id or request_id(request)
-        chat = await understand(state, request.app.state.parsers, chat_body, f"resp_{id}")
+        chat = await understand(state, request.app.state.parsers, chat_body, f"resp_{id}", counting=counting)
     except Exception as error:
         rename(error, names)
         raise
@@ -294,7 +294,7 @@ async def responses(request: HttpRequest) -> Response[Any]:
 @post("/v1/responses/input_tokens", status_code=200, operation_class=operation(ResponsesRequest, InputTokens))
 async def count_input_tokens(request: HttpRequest) -> Response[bytes]:
     """How many tokens a response's input would have."""
-    reply = await _understand(request)
+    reply = await _understand(request, counting=True)
     count = {"object": "response.input_tokens", "input_tokens": len(reply.chat.prompt)}
     return Response(encode(count), media_type="application/json")
 

@@ -33,7 +33,7 @@ export class BlockMap {
     this.cells = cells;
     if (same) this.draw();
     else this.layout();
-    this.look(this.cursor);
+    this.look(this.cursor < cells.length ? this.cursor : -1);
   }
 
   layout() {

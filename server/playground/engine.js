@@ -44,7 +44,7 @@ function pair(list, name, value) {
 }
 
 function showEngine(engine, told) {
-  about = engine;
+  about = engine;  // again when another engine took the place of one that died
   ticks = [];
   told(engine);
   $("model").textContent = `${engine.models.join(", ")} · ${whole.format(engine.max_model_len)} tokens · ${engine.version}`;

@@ -104,7 +104,10 @@ class Watch:
         self.num_watchers = 0
         self.num_looks = 0
         """Questions put to the engine so far."""
-        self._map = BlockMap(state.engine.ready.num_blocks)
+        self._ready = state.engine.ready
+        self._engine_number = 0
+        """Counts engines: one that takes the place of another may have other blocks."""
+        self._map = BlockMap(self._ready.num_blocks)
         self._latencies: Latencies
         self._task: asyncio.Task[None] | None = None
         self._told = asyncio.Event()
@@ -114,7 +117,7 @@ class Watch:
 
     def engine(self) -> dict[str, Any]:
         """What does not change while the engine runs."""
-        state, ready = self._state, self._state.engine.ready
+        state, ready = self._state, self._ready
         try:
             version = metadata.version("backplane")
         except metadata.PackageNotFoundError:
@@ -139,6 +142,9 @@ class Watch:
         engine, error = self._state.engine, None
         stats, rows = engine.last_stats or EngineStats(), []
         self.num_looks += 1
+        if engine.ready is not self._ready:
+            self._ready, self._engine_number = engine.ready, self._engine_number + 1
+            self._map = BlockMap(self._ready.num_blocks)
         begin, count = self._map.next_look()
         try:
             inspection = await asyncio.wait_for(engine.inspect(begin, count, MAX_ROWS), 2.0)
@@ -171,13 +177,13 @@ class Watch:
         return {"engine": self.engine(), **self._tick, "cells": base64.b64encode(self._cells).decode()}
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events: the first with `engine`, then a tick every INTERVAL_S; `cells` only when they changed."""
+        """Server-sent events: a tick every INTERVAL_S, with `engine` and `cells` at first and when they changed."""
         self.num_watchers += 1
         try:
             if self._task is None:
                 self._begin()
                 self._task = asyncio.create_task(self._run())
-            shown, first = -1, True
+            shown, known, first = -1, -1, True
             while first or not self._state.draining:
                 if not self._tick or not first:
                     await self._told.wait()
@@ -185,10 +191,12 @@ class Watch:
                         self._task.result()
                 if not self._tick:
                     continue
-                event: dict[str, Any] = {"engine": self.engine(), **self._tick} if first else dict(self._tick)
+                event: dict[str, Any] = dict(self._tick)
+                if known != self._engine_number:
+                    event["engine"] = self.engine()
                 if shown != self._cells_number:
                     event["cells"] = base64.b64encode(self._cells).decode()
-                shown, first = self._cells_number, False
+                shown, known, first = self._cells_number, self._engine_number, False
                 yield b"data: " + encode(event) + b"\n\n"
         finally:
             self.num_watchers -= 1

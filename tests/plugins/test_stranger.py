@@ -10,25 +10,12 @@ from pathlib import Path
 
 import pytest
 
-PROJECT = """
-[build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-[project]
-name = "{name}"
-version = "0.3"
-[project.entry-points."backplane.plugins"]
-{point} = "{module}"
-[tool.setuptools]
-py-modules = ["{module}"]
-"""
-
 GOOD = """
 from core import hookimpl
 
 @hookimpl
 def register_models(register):
-    register("StrangeForCausalLM", "{module}:StrangeForCausalLM")
+    register("StrangeForCausalLM", "strange_model:StrangeForCausalLM")
 
 def __getattr__(name):
     if name != "StrangeForCausalLM":
@@ -40,19 +27,6 @@ def __getattr__(name):
 
     return StrangeForCausalLM
 """
-
-
-def install(folder: Path, name: str, source: str, point: str | None = None) -> Path:
-    """Build and install a one-module distribution into folder/site."""
-    module = name.replace("-", "_")
-    project = folder / name
-    project.mkdir()
-    (project / "pyproject.toml").write_text(PROJECT.format(name=name, module=module, point=point or module))
-    (project / f"{module}.py").write_text(source.format(module=module))
-    site = folder / "site"
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*command, "--target", str(site), str(project)], check=True, capture_output=True)
-    return site
 
 
 def run(site: Path, code: str) -> subprocess.CompletedProcess[str]:
@@ -69,8 +43,8 @@ def rows(site: Path) -> list[dict[str, str]]:
     return json.loads(done.stdout)
 
 
-def test_a_stranger_is_used(tmp_path, checkpoint):
-    site = install(tmp_path, "strange-model", GOOD)
+def test_a_stranger_is_used(tmp_path, install_package, checkpoint):
+    site = install_package(tmp_path, "strange-model", GOOD)
     (row,) = [r for r in rows(site) if r["name"] == "StrangeForCausalLM"]
     assert (row["distribution"], row["version"], row["state"]) == ("strange-model", "0.3", "ready")
     code = (
@@ -82,10 +56,12 @@ def test_a_stranger_is_used(tmp_path, checkpoint):
     assert done.stdout.strip() == "StrangeForCausalLM (config.json) 3", done.stderr
 
 
-def test_broken_strangers_are_a_line_in_the_list(tmp_path):
-    site = install(tmp_path, "broken-import", "import nothing_of_that_name\n")
-    install(tmp_path, "broken-hook", "from core import hookimpl\n@hookimpl\ndef register_model(register): pass\n")
-    install(tmp_path, "broken-version", "BACKPLANE_API = 99\n")
+def test_broken_strangers_are_a_line_in_the_list(tmp_path, install_package):
+    site = install_package(tmp_path, "broken-import", "import nothing_of_that_name\n")
+    install_package(
+        tmp_path, "broken-hook", "from core import hookimpl\n@hookimpl\ndef register_model(register): pass\n"
+    )
+    install_package(tmp_path, "broken-version", "BACKPLANE_API = 99\n")
     states = {r["distribution"]: r["state"] for r in rows(site) if r["state"].startswith("broken")}
     assert "nothing_of_that_name" in states["broken-import"]
     assert "did you mean 'register_models'" in states["broken-hook"]
@@ -102,8 +78,8 @@ def register_attention_backends(register):
 """
 
 
-def test_a_conflict_names_both_and_the_way_out(tmp_path):
-    site = install(tmp_path, "second-torch", CONFLICT)
+def test_a_conflict_names_both_and_the_way_out(tmp_path, install_package):
+    site = install_package(tmp_path, "second-torch", CONFLICT)
     ask = "from core.registry import load_registry\nfrom core.config import PluginConfig\n{}"
     done = run(site, ask.format("load_registry(PluginConfig()).get('attention_backend', 'torch')"))
     assert "backplane and second-torch" in done.stderr and "--plugin attention_backend:torch=backplane" in done.stderr
@@ -113,11 +89,9 @@ def test_a_conflict_names_both_and_the_way_out(tmp_path):
     assert run(site, ask.format(left_out)).returncode == 0
 
 
-def test_a_target_that_does_not_import_stops_with_its_own_traceback(tmp_path):
-    source = GOOD.replace("raise AttributeError(name)", "raise AttributeError(name)").replace(
-        "{module}:Strange", "{module}.gone:Strange"
-    )
-    site = install(tmp_path, "gone-target", source)
+def test_a_target_that_does_not_import_stops_with_its_own_traceback(tmp_path, install_package):
+    source = GOOD.replace("strange_model:Strange", "gone_target.gone:Strange")
+    site = install_package(tmp_path, "gone-target", source)
     code = "from core.registry import load_registry\nfrom core.config import PluginConfig\n"
     done = run(site, code + "load_registry(PluginConfig()).get('model', 'StrangeForCausalLM')")
     assert (

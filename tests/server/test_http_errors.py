@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+
 import httpx
 import pytest
 
@@ -183,6 +186,39 @@ def test_routes_and_methods(server):
         assert httpx.head(server.url + path).status_code == 200
     options = httpx.options(server.url + TEXT)
     assert options.status_code == 204 and "POST" in options.headers["allow"]
+
+
+@pytest.mark.parametrize("path", [TEXT, CHAT, "/v1/embeddings", "/v1/messages"])
+def test_a_body_that_is_packed_is_refused_by_name(server, path):
+    packed = gzip.compress(json.dumps({"prompt": "a"}).encode())
+    answer = httpx.post(server.url + path, content=packed, headers={"content-encoding": "gzip"})
+    assert answer.status_code == 415 and "content-encoding 'gzip' is not supported" in answer.json()["error"]["message"]
+    assert httpx.post(server.url + TEXT, json={"prompt": "a"}, headers={"content-encoding": "identity"}).is_success
+
+
+def test_a_wrong_base_url_is_told_the_right_one(server):
+    for method, path, meant in (
+        ("POST", "/chat/completions", CHAT),
+        ("GET", "/models", "/v1/models"),
+        ("POST", "/v1/v1/messages", "/v1/messages"),
+    ):
+        error = httpx.request(method, server.url + path).json()["error"]
+        assert f"did you mean {meant}?" in error["message"], path
+    assert "did you mean" not in httpx.get(server.url + "/v1/nonsense").json()["error"]["message"]
+
+
+def test_a_prompt_that_is_far_too_long_is_refused_from_its_beginning(server):
+    text = "the engine serves " * 50_000
+    for path, body in ((TEXT, {"prompt": text}), (CHAT, {"messages": [{"role": "user", "content": text}]})):
+        answer = httpx.post(server.url + path, json=body, timeout=60)
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and error["code"] == "context_length_exceeded", error
+        assert "has more than" in error["message"] and "takes 4096" in error["message"]
+    # what is long in characters and short in tokens is looked at whole
+    assert len(long := "<|assistant|>" * 3000) > 8 * 4096
+    assert httpx.post(server.url + TEXT, json={"prompt": long, "max_tokens": 1}, timeout=60).is_success
+    whole = httpx.post(server.url + "/v1/responses/input_tokens", json={"input": text}, timeout=60)
+    assert whole.json()["input_tokens"] > 100_000
 
 
 def test_the_server_is_well_after_all_this(server):

@@ -10,18 +10,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-PROJECT = """
-[build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-[project]
-name = "{name}"
-version = "0.3"
-[project.entry-points."backplane.plugins"]
-{name} = "{name}"
-[tool.setuptools]
-py-modules = ["{name}"]
-"""
 MODULE = """
 from core import hookimpl
 
@@ -46,22 +34,15 @@ def make(state):
 """
 
 
-def install(folder: Path, name: str, source: str) -> str:
-    """Build and install a one-module distribution; -> the folder for PYTHONPATH."""
-    project = folder / name
-    project.mkdir()
-    (project / "pyproject.toml").write_text(PROJECT.format(name=name))
-    (project / f"{name}.py").write_text(source)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*command, "--target", str(folder / "site"), str(project)], check=True, capture_output=True)
-    return os.pathsep.join([str(folder / "site"), *filter(None, sys.path)])
+def path_with(site: Path) -> str:
+    """For PYTHONPATH."""
+    return os.pathsep.join([str(site), *filter(None, sys.path)])
 
 
 @pytest.fixture(scope="module")
-def stranger(tmp_path_factory) -> str:
-    return install(
-        tmp_path_factory.mktemp("stranger"), "strange_routes", MODULE.format(name="strange_routes", path="/x")
-    )
+def stranger(tmp_path_factory, install_package) -> str:
+    source = MODULE.format(name="strange_routes", path="/x")
+    return path_with(install_package(tmp_path_factory.mktemp("stranger"), "strange_routes", source))
 
 
 def test_a_strangers_routes(start_server, stranger):
@@ -93,7 +74,7 @@ def serve(tiny_model: Path, path: str, *options: str) -> subprocess.CompletedPro
         (MODULE.format(name="bad_routes", path="/y").replace("return [hello, shout]", "return 5"), "is no list"),
     ],
 )
-def test_routes_that_cannot_be_served_stop_the_start(tmp_path, tiny_model, source, words):
-    path = install(tmp_path, "bad_routes", source)
+def test_routes_that_cannot_be_served_stop_the_start(tmp_path, tiny_model, install_package, source, words):
+    path = path_with(install_package(tmp_path, "bad_routes", source))
     ended = serve(tiny_model, path)
     assert ended.returncode == 1 and words in ended.stderr and "--disable-plugin bad_routes" in ended.stderr

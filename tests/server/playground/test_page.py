@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -135,7 +138,40 @@ def test_the_block_map_moves_while_requests_run(open_page, demo_server):
     free, cached, used, shared = page.evaluate(COUNTS)
     assert cached > first[1] and used == shared == 0 and free + cached == 1024
     assert page.locator("#plugins li").count() >= 4 and page.locator("#timeline li").count() >= 4
-    assert "torch" in page.locator("#choices").inner_text()
+    assert "attention backend" in page.locator("#choices").inner_text()
+
+
+def test_the_block_map_follows_an_engine_that_was_started_again(open_page, start_server, tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    options = {"model": str(folder), "num_blocks": None, "max_num_seqs": 2}
+    running = start_server(engine=options, server={"restart_engine": True})
+    page = open_page(running.url)
+    state = httpx.get(running.url + "/backplane/state").json()
+    many = state["engine"]["num_blocks"]
+    page.wait_for_function(f"() => document.getElementById('pool').textContent.startsWith('{many} blocks')")
+    page.focus("#blocks")
+    for _ in range(4):
+        page.keyboard.press("ArrowDown")
+    assert page.locator("#blocks-line").inner_text().startswith("block ")
+    # the next engine finds a shorter model, and needs fewer blocks
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 256}))
+    (engine,) = [int(p) for p in _children(running.process.pid)]
+    os.kill(engine, signal.SIGKILL)
+    page.wait_for_function(
+        f"() => !document.getElementById('pool').textContent.startsWith('{many} ')"
+        " && document.getElementById('state').dataset.state === 'live'"
+    )
+    few = httpx.get(running.url + "/backplane/state").json()
+    assert few["engine"]["num_blocks"] == sum(few["block_counts"]) == few["stats"]["num_blocks"] < many
+    assert page.locator("#pool").inner_text().startswith(f"{few['engine']['num_blocks']} blocks")
+    assert sum(page.evaluate(COUNTS)) == few["engine"]["num_blocks"]
+    assert page.locator("#blocks-line").inner_text().startswith("Point at a cell")
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
 
 
 def test_stop_ends_the_request_in_the_engine(open_page, demo_server):
