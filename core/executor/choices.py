@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -146,7 +147,7 @@ class Choices:
         if "triton" in names and dispatch.on_gpu(torch.empty(0, device=self.device)):
             name, why = "triton", "on a GPU; measured at vLLM's speed, others by name alone"
         elif self.device.type == "cpu":
-            name, why = "torch", "on a CPU"
+            name, why = self._attention_on_cpu(names)
         else:
             least = ".".join(map(str, dispatch.MIN_CAPABILITY))
             name, why = (
@@ -155,6 +156,16 @@ class Choices:
             )
         self.told["attention_backend"] = f"{name} ({why})"
         return name
+
+    def _attention_on_cpu(self, names: Collection[str]) -> tuple[str, str]:
+        stored = self._config.cache.kv_cache_dtype
+        if "numba" not in names or self.dtype != torch.float32:
+            return "torch", "on a CPU"
+        if not dispatch.on_cpu(torch.empty(0, device=self.device)):
+            return "torch", "on a CPU; the extra 'cpu' brings kernels that are faster: pip install 'backplane[cpu]'"
+        if stored not in ("auto", "float32"):
+            return "torch", f"on a CPU, for a cache in {stored}"
+        return "numba", "on a CPU"
 
     def _quantization(self) -> Any:
         stored = self.model_config.get("quantization_config")

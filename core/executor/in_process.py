@@ -136,6 +136,10 @@ class InProcessExecutor:
             shares = config.cache.enable_prefix_caching and not deterministic
             count = self.runner.warm_up(budget, largest, shares, self._phase)
             self.choices["graphs"] = f"{count} CUDA graphs of steps" if count else "none"
+        elif dispatch.on_cpu(torch.empty(0, dtype=choices.dtype, device=device)):
+            with ProgressLine("compiling kernels") as progress:
+                dispatch.compile_cpu_kernels(progress)
+            self._phase("compile kernels")
 
     def _phase(self, name: str) -> None:
         now = time.perf_counter()

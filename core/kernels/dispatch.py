@@ -1,19 +1,23 @@
-"""The operations that layers and runner share, each in Triton on a GPU and in plain torch elsewhere.
+"""The operations that layers and runner share, each in Triton on a GPU, by Numba on a CPU, and in plain torch elsewhere.
 
-A function here looks at its first tensor: on a GPU that Triton can compile for, the kernel runs, else the reference
-that stands in the same file as the kernel. Triton is imported when the first tensor on such a GPU comes by.
+A function here looks at its first tensor: on a GPU that Triton can compile for, or in float32 on a CPU where Numba is
+installed, the kernel runs, else the reference. Either is imported when the first such tensor comes by.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
 
 from core.kernels.launch import is_fixed_order
 from core.kernels.references import add_rms_norm_reference, rms_norm_reference, silu_and_mul_reference
+
+log = logging.getLogger("backplane")
 
 MIN_CAPABILITY = (8, 0)
 """Ampere: what bf16 matrix instructions and asynchronous copies need."""
@@ -31,23 +35,60 @@ def on_gpu(x: torch.Tensor) -> bool:
     return x.is_cuda and _gpu_ready(x.device.index)
 
 
+@functools.cache
+def _cpu_ready() -> bool:
+    if importlib.util.find_spec("numba") is None:
+        return False
+    try:
+        importlib.import_module("core.kernels.cpu.jit")
+    except Exception as error:  # of numba: it may not fit this NumPy, or this Python
+        log.warning("Numba is installed and cannot be imported, so no CPU kernels: %s: %s", type(error).__name__, error)
+        return False
+    return True
+
+
+def on_cpu(x: torch.Tensor) -> bool:
+    """May the CPU kernels be used for this tensor?"""
+    return x.is_cpu and x.dtype is torch.float32 and _cpu_ready()
+
+
+def has_kernels(x: torch.Tensor) -> bool:
+    """Is there more for this tensor than plain torch?"""
+    return on_gpu(x) or on_cpu(x)
+
+
+def compile_cpu_kernels(progress: Callable[[int, int], None]) -> None:
+    """Where on_cpu() holds: compile what is not kept from an earlier start. progress: (done, of how many)"""
+    from core.kernels.cpu import jit, linear, rms_norm, rope  # noqa: F401
+
+    jit.compile_kernels(progress)
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """[..., size] -> the same; the mean is taken in float32."""
     if on_gpu(x):
         from core.kernels import rms_norm as kernels
 
         return kernels.rms_norm(x, weight, eps)
+    if on_cpu(x):
+        from core.kernels.cpu import rms_norm as cpu_kernels
+
+        return cpu_kernels.rms_norm(x, weight, eps)
     return rms_norm_reference(x, weight, eps)
 
 
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(norm(x + residual), x + residual). On a GPU the sum is written over `residual`."""
+    """(norm(x + residual), x + residual). Where there is a kernel the sum is written over `residual`."""
     if on_gpu(x):
         from core.kernels import rms_norm as kernels
 
         return kernels.add_rms_norm(x, residual, weight, eps)
+    if on_cpu(x):
+        from core.kernels.cpu import rms_norm as cpu_kernels
+
+        return cpu_kernels.add_rms_norm(x, residual, weight, eps)
     return add_rms_norm_reference(x, residual, weight, eps)
 
 
@@ -77,6 +118,12 @@ def _few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """[..., in] x [out, in] -> [..., out]"""
+    if on_cpu(x):
+        from core.kernels.cpu import linear as cpu_kernels
+
+        if x.shape[0] <= cpu_kernels.MAX_ROWS:
+            return cpu_kernels.linear(x, weight, bias)
+        return functional.linear(x, weight, bias)
     if is_fixed_order() and on_gpu(x):
         from core.kernels.fixed_linear import fixed_linear
 
@@ -86,6 +133,11 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 def linear_silu_and_mul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """silu(x Wg^T) * (x Wu^T) with weight = [Wg; Wu]; few rows on a GPU: one kernel."""
+    """silu(x Wg^T) * (x Wu^T) with weight = [Wg; Wu]; few rows: one kernel."""
+    if on_cpu(x):
+        from core.kernels.cpu import linear as cpu_kernels
+
+        if x.shape[0] <= cpu_kernels.MAX_ROWS:
+            return cpu_kernels.linear_silu_and_mul(x, weight)
     found = _few_rows(x, weight, None, True) if on_gpu(x) and not is_fixed_order() else None
     return silu_and_mul(linear(x, weight)) if found is None else found

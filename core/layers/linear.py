@@ -24,8 +24,8 @@ MAX_COPY_BYTES = 128 << 20
 
 
 def can_pack(weight: torch.Tensor) -> bool:
-    """Does oneDNN take this matrix in its own blocked layout?"""
-    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+    """Is this matrix better in oneDNN's own blocked layout? Not where there are kernels that take it as it is."""
+    if weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16) or dispatch.on_cpu(weight):
         return False
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False

@@ -22,7 +22,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., size] -> the same; the mean is taken in float32."""
-        if dispatch.on_gpu(x):
+        if dispatch.has_kernels(x):
             return dispatch.rms_norm(x, self.weight, self.eps)
         if x.dtype == torch.float32 and x.device.type == "cpu":
             if self._scaled is None:
@@ -36,8 +36,8 @@ class RMSNorm(nn.Module):
         return wide.to(x.dtype) * self.weight
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(norm(x + residual), x + residual); on a GPU the sum is written over `residual`."""
-        if dispatch.on_gpu(x):
+        """(norm(x + residual), x + residual); where there is a kernel the sum is written over `residual`."""
+        if dispatch.has_kernels(x):
             return dispatch.add_rms_norm(x, residual, self.weight, self.eps)
         total = x + residual
         return self.forward(total), total

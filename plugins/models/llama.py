@@ -91,7 +91,7 @@ class LlamaMLP(nn.Module):
         self.down_proj = Linear(context, f"{name}.down_proj", inner, [hidden], bias)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if dispatch.on_gpu(hidden):
+        if dispatch.has_kernels(hidden):
             return self.down_proj(self.gate_up_proj.silu_and_mul(hidden))
         gate, up = self.gate_up_proj(hidden).chunk(2, -1)
         return self.down_proj(functional.silu(gate).mul_(up))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from core import Engine, SamplingParams
+from core.kernels import dispatch
 
 SHAPES = ["llama", "llama3-scaling", "llama-bias", "llama-yarn", "mistral-window", "qwen2", "qwen2-window", "qwen3"]
 LENGTHS = (1, 15, 16, 17, 40, 100)
@@ -46,10 +47,16 @@ def greedy(logprobs: int | None = None) -> SamplingParams:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_batched_tokens_and_logprobs_are_those_of_transformers(checkpoint, name):
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "plain"])
+def test_batched_tokens_and_logprobs_are_those_of_transformers(checkpoint, name, kernels, monkeypatch):
+    if kernels:
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(dispatch, "_cpu_ready", lambda: False)
     folder = checkpoint(name)
     tokens, scores = expected(folder)
     with Engine(str(folder), skip_tokenizer_init=True, dtype="float32") as engine:
+        assert engine.ready.choices["attention_backend"].split()[0] == ("numba" if kernels else "torch")
         outputs = engine.generate(prompts(), greedy(logprobs=0))
         assert [o.outputs[0].token_ids for o in outputs] == tokens
         for output, score in zip(outputs, scores, strict=True):

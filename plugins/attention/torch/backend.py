@@ -84,6 +84,11 @@ class TorchBackend:
             for bucket in np.unique(buckets).tolist():
                 members = np.nonzero(buckets == bucket)[0]
                 decodes.append(self._group(batch, members, int(num_blocks[members].max())))
+        meta.state = TorchPlan(meta.slot_mapping, self._stale_slots(batch), decodes, self.prefill_chunks(batch))
+
+    def prefill_chunks(self, batch: ForwardBatch) -> list[PrefillChunk]:
+        """Of the requests behind the decodes."""
+        meta = batch.attention
         prefills = []
         start = meta.num_decodes
         for i in range(meta.num_decodes, meta.num_requests):
@@ -93,7 +98,7 @@ class TorchBackend:
                 blocks = meta.block_table[i, : -(-length // meta.block_size)].long()
             prefills.append(PrefillChunk(start, start + new, length, blocks))
             start += new
-        meta.state = TorchPlan(meta.slot_mapping, self._stale_slots(batch), decodes, prefills)
+        return prefills
 
     def _stale_slots(self, batch: ForwardBatch) -> torch.Tensor | None:
         """A block comes back with its last owner's numbers behind our tokens. They are masked, but were they NaN, one
@@ -157,7 +162,22 @@ class TorchBackend:
                 out.copy_(result)
             else:
                 out.index_copy_(0, group.requests, result)
-        for chunk in plan.prefills:
+        self.attend_prefills(spec, query, key, value, keys, values, batch, out)
+        return out
+
+    def attend_prefills(
+        self,
+        spec: AttentionSpec,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        batch: ForwardBatch,
+        out: torch.Tensor,
+    ) -> None:
+        """Write into `out` the rows of the plan's prompts; keys and values are in the cache already."""
+        for chunk in batch.attention.state.prefills:
             part = slice(chunk.start, chunk.end)
             if chunk.blocks is None:
                 k, v = key[part], value[part]
@@ -165,7 +185,6 @@ class TorchBackend:
                 k = self._gather(0, keys, chunk.blocks).flatten(0, 1)[: chunk.length].to(query.dtype)
                 v = self._gather(1, values, chunk.blocks).flatten(0, 1)[: chunk.length].to(query.dtype)
             out[part] = self._prefill(spec, query[part], k, v)
-        return out
 
     def _gather(self, which: int, cache: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
         """The blocks in a row, in a buffer that every layer reuses: fresh memory costs up to nine times the copy."""

@@ -1,0 +1,52 @@
+"""RMS norm, alone and with the residual addition in front of it. Source: arXiv:1910.07467."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import prange
+
+from core.kernels.cpu.jit import Kernel, float32s
+
+
+def _rms_norm(x_at, residual_at, weight_at, y_at, rows, size, eps, adds):  # type: ignore[no-untyped-def]
+    """adds: x is added to the residual first, in place."""
+    x, weight, y = float32s(x_at, (rows, size)), float32s(weight_at, (size,)), float32s(y_at, (rows, size))
+    total = float32s(residual_at, (rows, size)) if adds else x
+    for row in prange(rows):
+        squares = np.float32(0)
+        if adds:
+            for i in range(size):
+                value = x[row, i] + total[row, i]
+                total[row, i] = value
+                squares += value * value
+        else:
+            for i in range(size):
+                squares += x[row, i] * x[row, i]
+        factor = np.float32(1) / np.sqrt(squares / np.float32(size) + np.float32(eps))
+        for i in range(size):
+            y[row, i] = total[row, i] * factor * weight[i]
+
+
+_kernel = Kernel(_rms_norm, *[0] * 6, 0.0, False)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """[..., size] -> the same"""
+    x = x.contiguous()
+    y, count = torch.empty_like(x), x.numel()
+    size = weight.shape[0]
+    _kernel(count, x.data_ptr(), 0, weight.data_ptr(), y.data_ptr(), count // size, size, eps, False)
+    return y
+
+
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(norm(x + residual), x + residual); the sum is written over `residual`, which is contiguous."""
+    x = x.contiguous()
+    y, count = torch.empty_like(x), x.numel()
+    size = weight.shape[0]
+    residual_at = residual.data_ptr()
+    _kernel(count, x.data_ptr(), residual_at, weight.data_ptr(), y.data_ptr(), count // size, size, eps, True)
+    return y, residual

@@ -1,0 +1,125 @@
+"""The kernels that Numba compiles, by one thread and by two, against their references in plain torch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+pytest.importorskip("numba")
+from torch.nn import functional
+
+from core.kernels import references
+from core.kernels.cpu import linear, rms_norm, rope
+
+
+@pytest.fixture(params=[1, 2], autouse=True)
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def close(got: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 4, 5, 7, 16, 33])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 3), (6, 8), (101, 77), (64, 384), (768, 512)])
+def test_linear(rows, outputs, inputs):
+    x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs) / inputs**0.5, torch.randn(outputs)
+    close(linear.linear(x, weight, None), functional.linear(x, weight))
+    close(linear.linear(x, weight, bias), functional.linear(x, weight, bias))
+    scattered = torch.randn(rows, 2 * inputs)[:, ::2]
+    close(linear.linear(scattered, weight, bias), functional.linear(scattered, weight, bias))
+    both = torch.randn(2 * outputs, inputs) / inputs**0.5
+    close(linear.linear_silu_and_mul(x, both), references.silu_and_mul_reference(functional.linear(x, both)))
+
+
+def test_silu_of_large_numbers():
+    x, weight = torch.tensor([[1000.0]]), torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
+    assert linear.linear_silu_and_mul(x, weight).tolist() == [[1e6, 0.0]]
+
+
+@pytest.mark.parametrize("kernel", [linear.linear, linear.linear_silu_and_mul], ids=lambda k: k.__name__)
+def test_what_is_not_finite_stays_so(kernel):
+    """The sampler ends a request whose logits are not finite: fast arithmetic may not hide them."""
+    weight = torch.ones(8, 16)
+    for bad in (float("nan"), float("inf")):
+        x = torch.ones(3, 16)
+        x[1, 5] = bad
+        got = kernel(x, weight, None) if kernel is linear.linear else kernel(x, weight)
+        assert got.isfinite().all(1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("rows", [1, 5, 700])
+def test_rms_norm(rows):
+    x, residual, weight = torch.randn(rows, 96), torch.randn(rows, 96), torch.randn(96)
+    close(rms_norm.rms_norm(x, weight, 1e-5), references.rms_norm_reference(x, weight, 1e-5))
+    expected, total = references.add_rms_norm_reference(x, residual, weight, 1e-5)
+    got, summed = rms_norm.add_rms_norm(x, residual, weight, 1e-5)
+    close(got, expected)
+    close(summed, total)
+    assert summed is residual
+
+
+def test_rms_norm_of_heads():
+    x, weight = torch.randn(5, 3, 16), torch.randn(16)
+    close(rms_norm.rms_norm(x, weight, 1e-6), references.rms_norm_reference(x, weight, 1e-6))
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(("tokens", "dim", "rotary"), [(5, 16, 16), (7, 24, 8), (400, 64, 64)])
+def test_rope_and_cache(tokens, dim, rotary, norm):
+    heads, kv_heads = 3, 1
+    qkv = torch.randn(tokens, (heads + 2 * kv_heads) * dim)
+    cos_sin, positions = torch.randn(100, rotary), torch.randint(0, 100, (tokens,))
+    slots = torch.randperm(800)[:tokens]
+    slots[2] = -1  # written nowhere
+    weights = (torch.randn(dim), torch.randn(dim)) if norm else (None, None)
+    cache = [torch.zeros(50, 16, kv_heads, dim) for _ in range(2)]
+    expected_cache, expected = [c.clone() for c in cache], qkv.clone()
+    references.rope_and_cache_reference(expected, cos_sin, positions, slots, *expected_cache, heads, *weights)
+    rope.rope_and_cache(qkv, cos_sin, positions, slots, *cache, heads, *weights)
+    close(qkv, expected)
+    close(cache[0], expected_cache[0])
+    close(cache[1], expected_cache[1])
+
+
+def test_where_nothing_can_be_kept(tmp_path):
+    """A read-only install and no home: the kernels are compiled in memory. And numba that cannot be imported: no kernels."""
+    code = """
+        import sys
+        sys.dont_write_bytecode = True
+        import numba
+        from numba.core import caching
+        caching.CacheImpl._locator_classes = []
+        import torch
+        from core.kernels.cpu import rms_norm
+        x, weight = torch.ones(2, 4), torch.ones(4)
+        assert abs(rms_norm.rms_norm(x, weight, 0.0) - 1).max() < 1e-6
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120)
+    (tmp_path / "numba.py").write_text("raise ImportError('Numba needs NumPy 1.0 or less')")
+    code = """
+        import logging, torch
+        logging.basicConfig()
+        from core.kernels import dispatch
+        assert not dispatch.on_cpu(torch.ones(2))
+        assert abs(dispatch.rms_norm(torch.ones(2, 4), torch.ones(4), 0.0) - 1).max() < 1e-6
+    """
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Numba needs NumPy 1.0 or less" in done.stderr
