@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import logging
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch.nn import functional
@@ -57,11 +58,17 @@ def has_kernels(x: torch.Tensor) -> bool:
     return on_gpu(x) or on_cpu(x)
 
 
+@functools.cache
+def _cpu(name: str) -> ModuleType:
+    """A module of core/kernels/cpu. An import statement in a function costs a microsecond each time."""
+    return importlib.import_module(f"core.kernels.cpu.{name}")
+
+
 def compile_cpu_kernels(progress: Callable[[int, int], None]) -> None:
     """Where on_cpu() holds: compile what is not kept from an earlier start. progress: (done, of how many)"""
-    from core.kernels.cpu import jit, linear, rms_norm, rope  # noqa: F401
-
-    jit.compile_kernels(progress)
+    for name in ("linear", "rms_norm", "rope"):
+        _cpu(name)
+    _cpu("jit").compile_kernels(progress)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -71,9 +78,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
         return kernels.rms_norm(x, weight, eps)
     if on_cpu(x):
-        from core.kernels.cpu import rms_norm as cpu_kernels
-
-        return cpu_kernels.rms_norm(x, weight, eps)
+        return _cpu("rms_norm").rms_norm(x, weight, eps)  # type: ignore[no-any-return]
     return rms_norm_reference(x, weight, eps)
 
 
@@ -86,9 +91,7 @@ def add_rms_norm(
 
         return kernels.add_rms_norm(x, residual, weight, eps)
     if on_cpu(x):
-        from core.kernels.cpu import rms_norm as cpu_kernels
-
-        return cpu_kernels.add_rms_norm(x, residual, weight, eps)
+        return _cpu("rms_norm").add_rms_norm(x, residual, weight, eps)  # type: ignore[no-any-return]
     return add_rms_norm_reference(x, residual, weight, eps)
 
 
@@ -119,11 +122,7 @@ def _few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """[..., in] x [out, in] -> [..., out]"""
     if on_cpu(x):
-        from core.kernels.cpu import linear as cpu_kernels
-
-        if x.shape[0] <= cpu_kernels.MAX_ROWS:
-            return cpu_kernels.linear(x, weight, bias)
-        return functional.linear(x, weight, bias)
+        return _cpu("linear").linear(x, weight, bias)  # type: ignore[no-any-return]
     if is_fixed_order() and on_gpu(x):
         from core.kernels.fixed_linear import fixed_linear
 
@@ -135,9 +134,6 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 def linear_silu_and_mul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """silu(x Wg^T) * (x Wu^T) with weight = [Wg; Wu]; few rows: one kernel."""
     if on_cpu(x):
-        from core.kernels.cpu import linear as cpu_kernels
-
-        if x.shape[0] <= cpu_kernels.MAX_ROWS:
-            return cpu_kernels.linear_silu_and_mul(x, weight)
+        return _cpu("linear").linear_silu_and_mul(x, weight)  # type: ignore[no-any-return]
     found = _few_rows(x, weight, None, True) if on_gpu(x) and not is_fixed_order() else None
     return silu_and_mul(linear(x, weight)) if found is None else found

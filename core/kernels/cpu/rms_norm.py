@@ -7,6 +7,7 @@ import torch
 from numba import prange
 
 from core.kernels.cpu.jit import Kernel, float32s
+from core.kernels.references import add_rms_norm_reference, rms_norm_reference
 
 
 def _rms_norm(x_at, residual_at, weight_at, y_at, rows, size, eps, adds):  # type: ignore[no-untyped-def]
@@ -31,11 +32,17 @@ def _rms_norm(x_at, residual_at, weight_at, y_at, rows, size, eps, adds):  # typ
 _kernel = Kernel(_rms_norm, *[0] * 6, 0.0, False)
 
 
+def _fits(residual: torch.Tensor, x: torch.Tensor) -> bool:
+    return residual.dtype is torch.float32 and residual.is_contiguous() and residual.shape == x.shape
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """[..., size] -> the same"""
+    size = weight.shape[0]
+    if x.shape[-1] != size or weight.dtype is not torch.float32:
+        return rms_norm_reference(x, weight, eps)
     x = x.contiguous()
     y, count = torch.empty_like(x), x.numel()
-    size = weight.shape[0]
     _kernel(count, x.data_ptr(), 0, weight.data_ptr(), y.data_ptr(), count // size, size, eps, False)
     return y
 
@@ -43,10 +50,12 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(norm(x + residual), x + residual); the sum is written over `residual`, which is contiguous."""
+    """(norm(x + residual), x + residual); the sum is written over `residual`."""
+    size = weight.shape[0]
+    if x.shape[-1] != size or weight.dtype is not torch.float32 or not _fits(residual, x):
+        return add_rms_norm_reference(x, residual, weight, eps)
     x = x.contiguous()
     y, count = torch.empty_like(x), x.numel()
-    size = weight.shape[0]
     residual_at = residual.data_ptr()
     _kernel(count, x.data_ptr(), residual_at, weight.data_ptr(), y.data_ptr(), count // size, size, eps, True)
     return y, residual

@@ -41,6 +41,25 @@ def test_linear(rows, outputs, inputs):
     close(linear.linear_silu_and_mul(x, both), references.silu_and_mul_reference(functional.linear(x, both)))
 
 
+def test_what_the_kernels_do_not_take_is_torch_s():
+    """They see addresses alone: another layout, type or size would be read wrong, or behind its end."""
+    x, weight, up = torch.randn(3, 8), torch.randn(8, 6).t(), torch.randn(8, 6)
+    close(linear.linear(x, weight, None), functional.linear(x, weight))
+    close(linear.linear(x[None], weight.contiguous(), None), functional.linear(x, weight)[None])
+    close(linear.linear_silu_and_mul(x, up.t()), references.silu_and_mul_reference(functional.linear(x, up.t())))
+    many = torch.randn(linear.MAX_ROWS + 1, 8)
+    close(linear.linear(many, weight, None), functional.linear(many, weight))
+    for wrong in (torch.randn(6, 9), torch.randn(6, 8, dtype=torch.float64)):
+        with pytest.raises(RuntimeError):
+            linear.linear(x, wrong, None)
+    with pytest.raises(RuntimeError):
+        rms_norm.rms_norm(x, torch.randn(9), 1e-6)
+    residual, norm = torch.randn(8, 3).t(), torch.randn(8)
+    expected = references.add_rms_norm_reference(x, residual, norm, 1e-6)
+    for mine, right in zip(rms_norm.add_rms_norm(x, residual, norm, 1e-6), expected, strict=True):
+        close(mine, right)
+
+
 def test_silu_of_large_numbers():
     x, weight = torch.tensor([[1000.0]]), torch.tensor([[1.0], [-1.0], [1.0], [1.0]])
     assert linear.linear_silu_and_mul(x, weight).tolist() == [[1e6, 0.0]]
