@@ -6,9 +6,9 @@
 Kernels (core/kernels/tiled_linear.py, wide_linear.py) are compiled beforehand, side by side in child processes, into
 Triton's cache. Each is checked against float32 first, elementwise, over a poisoned output, twice (the same bits), and
 then timed as replays of a CUDA graph over weights too many for the L2 cache. Timing runs in a child of its own: one that
-hangs or dies costs one configuration. Prints a line for each shape and number of rows: floor (bytes over 3.35 TB/s or
-FLOPs over 800 TFLOP/s, whichever is longer), the library, the best five; appends them to $OUT/tune_linear.jsonl; at the
-end prints the entries for core/kernels/linear_configs.py.
+hangs or dies costs one configuration. Prints for each shape and number of rows the floor (bytes over 3.35 TB/s or FLOPs
+over 800 TFLOP/s, whichever is longer), the library and the best of each kernel; appends all to $OUT/tune_linear.jsonl;
+at the end prints the entries for core/kernels/linear_configs.py.
 """
 
 from __future__ import annotations
@@ -37,17 +37,23 @@ from core.kernels.linear_configs import FEW, DotConfig, Shape, TiledConfig, Wide
 
 BANDWIDTH = 3.35e12
 RATE = 800e12
+MULTIPROCESSORS = 132
 SHARED_BYTES = 232_448
 """Of a program on Hopper, 227 KiB; two on a multiprocessor share 228 KiB and take 1 KiB each for themselves."""
-BARRIER_BYTES = 128
-SILENCE_S = 25.0
+HALF_SHARED_BYTES = 115_712
+BARRIER_BYTES = 256
+SILENCE_S = 20.0
 """A child that says nothing for so long hangs."""
+MOST_LOST = 2
+"""So many configurations of a kind may hang or die; the rest of the kind is then left out."""
 SHAPES: dict[str, list[Shape]] = {
     "8b": [(6144, 4096, False), (4096, 4096, False), (14336, 4096, True), (4096, 14336, False), (128256, 4096, False)],
     "1b": [(3072, 2048, False), (2048, 2048, False), (8192, 2048, True), (2048, 8192, False), (128256, 2048, False)],
     "0.6b": [(4096, 1024, False), (1024, 2048, False), (3072, 1024, True), (1024, 3072, False), (151936, 1024, False)],
 }
 Config = TiledConfig | WideConfig
+KINDS = ("wide", "tiled", "producer")
+"""wide_linear.py, tiled_linear.py, streamed_linear.py"""
 
 
 def floor_us(rows: int, shape: Shape) -> float:
@@ -73,10 +79,13 @@ def tiled_tiles(silu: bool) -> list[TiledConfig]:
                             continue  # three stages or fewer
                         size = (rows + columns) * inputs * 2
                         for blocks in (1, 2) if warps == 4 else (1,):
-                            limit = SHARED_BYTES if blocks == 1 else 115_712
+                            limit = SHARED_BYTES if blocks == 1 else HALF_SHARED_BYTES
                             stages = min(8, (limit - BARRIER_BYTES) // size)
-                            if stages >= 3:
-                                found.append(TiledConfig(rows, outputs, inputs, stages, warps, swap, 4, blocks))
+                            if stages < 3:
+                                continue
+                            found.append(TiledConfig(rows, outputs, inputs, stages, warps, swap, 4, blocks))
+                            if not (silu and swap):
+                                found.append(dataclasses.replace(found[-1], producer=True))
     return found
 
 
@@ -85,14 +94,14 @@ def fits_rows(tile: int, rows: int) -> bool:
     return rows % tile == 0 or (rows > tile // 2 and -(-rows // tile) * tile <= 1.4 * rows)
 
 
-def tiled_candidates(rows: int, shape: Shape, quick: bool) -> list[Config]:
+def tiled_candidates(rows: int, shape: Shape) -> list[Config]:
     outputs, inputs, silu = shape
     found: list[Config] = []
     for tile in tiled_tiles(silu):
         tiles_m = -(-rows // tile.rows)
         if not fits_rows(tile.rows, rows) or tiles_m > 4 or outputs < tile.outputs:
             continue
-        most = 132 * tile.blocks // tiles_m
+        most = MULTIPROCESSORS * tile.blocks // tiles_m
         tiles = -(-outputs // tile.outputs)
         if tiles * 8 < most:
             continue  # a tile over more than eight programs
@@ -102,10 +111,10 @@ def tiled_candidates(rows: int, shape: Shape, quick: bool) -> list[Config]:
             if groups not in seen and groups * 3 >= most:  # a third of the device at least
                 seen.add(groups)
                 found.append(dataclasses.replace(tile, splits=splits))
-    return found[:3] if quick else found
+    return found
 
 
-def wide_candidates(rows: int, shape: Shape, quick: bool) -> list[Config]:
+def wide_candidates(rows: int, shape: Shape) -> list[Config]:
     """What is in the table, and its like for other numbers of rows."""
     outputs, inputs, silu = shape
     found: list[Config] = [c for most, c in FEW.get(shape, ()) if most == rows and isinstance(c, Config)]
@@ -124,11 +133,18 @@ def wide_candidates(rows: int, shape: Shape, quick: bool) -> list[Config]:
                     config = WideConfig(tile, n, 64, stages, warps, swap, splits)
                     if config not in found:
                         found.append(config)
-    return found[:2] if quick else found
+    return found
+
+
+def kind_of(config: Config) -> str:
+    return "wide" if isinstance(config, WideConfig) else "producer" if config.producer else "tiled"
 
 
 def candidates(rows: int, shape: Shape, quick: bool) -> list[Config]:
-    return wide_candidates(rows, shape, quick) + tiled_candidates(rows, shape, quick)
+    found = wide_candidates(rows, shape) + tiled_candidates(rows, shape)
+    if quick:
+        return [c for kind in KINDS for c in [c for c in found if kind_of(c) == kind][-2:]]
+    return found
 
 
 def run(config: Config, x: torch.Tensor, w: torch.Tensor, silu: bool) -> torch.Tensor:
@@ -142,7 +158,7 @@ def run(config: Config, x: torch.Tensor, w: torch.Tensor, silu: bool) -> torch.T
 def kernel_key(rows: int, shape: Shape, config: Config) -> object:
     """Jobs of one key are one compiled kernel."""
     if isinstance(config, TiledConfig):
-        return dataclasses.replace(config, splits=1, blocks=1), shape[2]
+        return dataclasses.replace(config, splits=1, blocks=config.blocks if config.producer else 1), shape[2]
     return dataclasses.replace(config, splits=min(2, config.splits)), shape[2], -(-rows // config.rows) == 1
 
 
@@ -183,7 +199,8 @@ def wrong(got: torch.Tensor, expected: torch.Tensor) -> str | None:
     return f"{int(bad.sum())} of {bad.numel()} wrong" if bool(bad.any()) else None
 
 
-def time_one(conn: Connection, rows: int, shape: Shape, configs: list[Config], library_too: bool) -> None:
+def time_one(conn: Connection, rows: int, shape: Shape, configs: list[Config], library_too: bool, until: float) -> None:
+    """until: of time.monotonic, which all processes share"""
     from benchmarks.gpu_kernels import graph_us
     from core.kernels import activation, skinny_linear
 
@@ -206,6 +223,8 @@ def time_one(conn: Connection, rows: int, shape: Shape, configs: list[Config], l
     if library_too:
         conn.send(("library", graph_us(library, 7) / count))
     for config in configs:
+        if time.monotonic() > until:
+            break
         conn.send(("begin", config))
         us, problem = None, None
         try:
@@ -232,7 +251,7 @@ def time_one(conn: Connection, rows: int, shape: Shape, configs: list[Config], l
 
 
 def timer(conn: Connection) -> None:
-    """The child that times: takes (rows, shape, configs, library too) until None."""
+    """The child that times: takes (rows, shape, configs, library too, until) until None."""
     torch.zeros(1, device="cuda")
     conn.send(("ready",))
     while (job := conn.recv()) is not None:
@@ -243,8 +262,10 @@ def timer(conn: Connection) -> None:
 class Timer:
     """The child, started again when it hangs or dies."""
 
-    def __init__(self) -> None:
+    def __init__(self, until: float) -> None:
         self._context = get_context("spawn")
+        self._until = until
+        self._lost = dict.fromkeys(KINDS, 0)
         self._start()
 
     def _start(self) -> None:
@@ -260,36 +281,45 @@ class Timer:
         self._conn.send(None)
         self._child.join(10)
 
-    def times(self, rows: int, shape: Shape, configs: list[Config]) -> tuple[float | None, list[tuple[float, Config]]]:
-        """-> (the library's microseconds, the configurations' that are right, fastest first)"""
-        library, found = None, []
-        left, current = list(configs), None
-        self._conn.send((rows, shape, left, True))
+    def times(
+        self, rows: int, shape: Shape, configs: list[Config]
+    ) -> tuple[float | None, list[tuple[float, Config]], list[str]]:
+        """-> (the library's microseconds, the configurations' that are right, fastest first, what went wrong)"""
+        library, found, problems = None, [], []
+        left, current = self._worth(configs), None
+        self._conn.send((rows, shape, left, True, self._until))
         while True:
             try:
-                message = self._conn.recv() if self._conn.poll(SILENCE_S) else None
+                message = self._conn.recv() if self._conn.poll(SILENCE_S) else ("hangs",)
             except (EOFError, ConnectionResetError):
-                message = ("died",)
-            if message is None or message[0] == "died":
-                print(f"  {'hangs' if message is None else 'dies'}: {rows} {shape} {current}", flush=True)
+                message = ("dies",)
+            if message[0] in ("hangs", "dies"):
                 self._child.kill()
-                self._child.join(10)
+                self._child.join(20)
                 if current is None:
-                    raise RuntimeError(f"the library, or the reference, of {rows} rows of {shape} does not end")
-                left = left[left.index(current) + 1 :]
+                    self._start()
+                    return None, [], [f"the library, or the reference, {message[0]}"]
+                print(f"  {message[0]}: {rows} {shape} {spell(current)}", flush=True)
+                problems.append(f"{message[0]}: {spell(current)}")
+                self._lost[kind_of(current)] += 1
+                left = self._worth(left[left.index(current) + 1 :])
                 self._start()
-                self._conn.send((rows, shape, left, False))
+                self._conn.send((rows, shape, left, False, self._until))
             elif message[0] == "library":
                 library = message[1]
             elif message[0] == "begin":
                 current = message[1]
             elif message[0] == "end":
-                if message[1] is not None and current is not None:
+                assert current is not None
+                if message[1] is not None:
                     found.append((message[1], current))
                 else:
-                    print(f"  {message[2]}: {rows} {shape} {current}", flush=True)
+                    problems.append(f"{message[2]}: {spell(current)}")
             else:
-                return library, sorted(found, key=lambda f: f[0])
+                return library, sorted(found, key=lambda f: f[0]), problems
+
+    def _worth(self, configs: list[Config]) -> list[Config]:
+        return [c for c in configs if self._lost[kind_of(c)] < MOST_LOST]
 
 
 def spell(config: Config | DotConfig | None) -> str:
@@ -327,43 +357,76 @@ def offline(shapes: list[Shape], quick: bool) -> None:
     """Compile every tile for sm_90 without a GPU: shared memory, registers, spills inside and outside of the loop."""
     bad = 0
     for silu in sorted({s[2] for s in shapes}):
-        for config in tiled_tiles(silu)[: 3 if quick else None]:
+        tiles = tiled_tiles(silu)
+        if quick:
+            tiles = [[t for t in tiles if t.producer][-1] if silu else tiles[0]]
+        for config in tiles:
             line = resources(config, silu)
             bad += line["problem"] is not None
             print(json.dumps({"config": spell(config), "silu": silu, **line}), flush=True)
     print(f"{bad} do not fit, or spill in the loop")
+    if bad:
+        raise SystemExit(1)
+
+
+def source_of(config: TiledConfig, silu: bool, dtype: str, bias: bool) -> tuple[Any, dict[str, Any]]:
+    """What the compiler takes, and its options, as the launch would make them."""
+    from triton.compiler import ASTSource
+
+    x_block, w_block = [config.rows, config.inputs], [config.outputs, config.inputs]
+    layouts = ["", ""]
+    kind: Any = ASTSource
+    options: dict[str, Any] = {"num_warps": config.warps, "launch_pdl": True}
+    constants: dict[str, Any] = {
+        "ROWS": config.rows, "OUTPUTS": config.outputs, "INPUTS": config.inputs, "STAGES": config.stages,
+        "SWAP": config.swap, "SILU": silu, "BIAS": bias,
+    }  # fmt: skip
+    if config.producer:
+        from triton.experimental.gluon import language as gl
+        from triton.experimental.gluon._runtime import GluonASTSource
+
+        from core.kernels.streamed_linear import _streamed_kernel, max_registers
+
+        kernel: Any = _streamed_kernel
+        kind = GluonASTSource
+        element = {"bf16": gl.bfloat16, "fp16": gl.float16}[dtype]
+        layouts = ["," + repr(gl.NVMMASharedLayout.get_default_for(b, element)) for b in (x_block, w_block)]
+        options["maxnreg"] = max_registers(config)
+        constants["WARPS"] = config.warps
+    else:
+        from core.kernels.tiled_linear import _tiled_kernel
+
+        kernel = _tiled_kernel
+        w_block = [2, *w_block] if silu else w_block
+        constants["PDL"] = True
+    x_type, w_type = (
+        f"tensordesc<{dtype}[{','.join(map(str, b))}]{layout}>"
+        for b, layout in zip((x_block, w_block), layouts, strict=True)
+    )
+    types = {"x_desc": x_type, "w_desc": w_type, "part_ptr": "*fp32", "flag_ptr": "*i32"}
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        else:
+            signature[name] = types.get(name, f"*{dtype}" if name.endswith("_ptr") else "i32")
+    names = list(signature)
+    even = [n for n in names if n.endswith("_ptr") or n in ("N", "K")]
+    source = kind(
+        kernel,
+        signature,
+        {(names.index(n),): v for n, v in constants.items()},
+        {(names.index(n),): [["tt.divisibility", 16]] for n in even},
+    )
+    return source, options
 
 
 def resources(config: TiledConfig, silu: bool, dtype: str = "bf16", bias: bool = False) -> dict[str, Any]:
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    from core.kernels import tiled_linear
-
-    halves = "2," if silu else ""
-    signature = {
-        "x_desc": f"tensordesc<{dtype}[{config.rows},{config.inputs}]>",
-        "w_desc": f"tensordesc<{dtype}[{halves}{config.outputs},{config.inputs}]>",
-        **{name: f"*{dtype}" for name in ("w_ptr", "bias_ptr", "y_ptr")},
-        "part_ptr": "*fp32",
-        "flag_ptr": "*i32",
-        **{name: "i32" for name in ("M", "N", "K", "tiles_m", "groups")},
-    }
-    constants = {
-        "ROWS": config.rows, "OUTPUTS": config.outputs, "INPUTS": config.inputs, "STAGES": config.stages,
-        "SWAP": config.swap, "SILU": silu, "BIAS": bias, "PDL": True,
-    }  # fmt: skip
-    names = [*signature, *constants]
-    even = [n for n in names if n.endswith("_ptr") or n in ("N", "K")]
-    source = ASTSource(
-        tiled_linear._tiled_kernel,
-        {**signature, **dict.fromkeys(constants, "constexpr")},
-        {(names.index(n),): v for n, v in constants.items()},
-        {(names.index(n),): [["tt.divisibility", 16]] for n in even},
-    )
-    options = {"num_warps": config.warps, "launch_pdl": True}
     try:
+        source, options = source_of(config, silu, dtype, bias)
         compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     except Exception as error:
         return {"problem": repr(error)[:150]}
@@ -378,8 +441,7 @@ def resources(config: TiledConfig, silu: bool, dtype: str = "bf16", bias: bool =
     local = [i for i, line in enumerate(lines) if re.search(r"\b(LDL|STL)\b", line)]
     registers = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     shared = compiled.metadata.shared
-    # two on a multiprocessor share 228 KiB
-    limit = SHARED_BYTES if config.blocks == 1 else 115_712
+    limit = SHARED_BYTES if config.blocks == 1 else HALF_SHARED_BYTES
     inside = sum(matrix[0] <= i <= matrix[-1] for i in local) if matrix else -1
     problem = None
     if not matrix or "UTMALDG" not in code:
@@ -418,34 +480,43 @@ def main() -> None:
     plan = {(r, s): candidates(r, s, args.quick) for r in rows for s in shapes}
     print(f"{sum(map(len, plan.values()))} configurations", flush=True)
     compile_all(plan, args.processes)
-    child = Timer()
+    child = Timer(time.monotonic() + args.budget_s - (time.perf_counter() - begun) + 15)
     results: dict[tuple[int, Shape], tuple[float, float, Config]] = {}
     for (count, shape), configs in plan.items():
         if time.perf_counter() - begun > args.budget_s:
             print(f"out of time before {count} rows of {shape}", flush=True)
             break
-        theirs, found = child.times(count, shape, configs)
+        theirs, found, problems = child.times(count, shape, configs)
         floor = floor_us(count, shape)
-        if theirs is None or not found:
-            print(f"{count} {shape}: nothing to compare", flush=True)
-            continue
-        results[count, shape] = theirs, *found[0]
         best = [
-            {"us": round(us, 2), "share": round(floor / us, 3), "ratio": round(theirs / us, 3), "config": spell(c)}
-            for us, c in found
+            {"us": round(us, 2), "share": round(floor / us, 3), "config": spell(config), "kind": kind_of(config)}
+            for us, config in found
         ]
         line = {
             "rows": count,
             "shape": shape,
             "floor_us": round(floor, 2),
-            "library_us": round(theirs, 2),
-            "library_share": round(floor / theirs, 3),
+            "library_us": theirs and round(theirs, 2),
             "gpu": torch.cuda.get_device_name(),
+            "all": best,
+            "problems": problems,
         }
-        print(json.dumps({**line, "best": best[:5]}), flush=True)
         if out := os.environ.get("OUT"):
             with open(Path(out) / "tune_linear.jsonl", "a") as f:
-                f.write(json.dumps({**line, "all": best}) + "\n")
+                f.write(json.dumps(line) + "\n")
+        wrongs = f"; {len(problems)} of {len(configs)} fail, first: {problems[0]}" if problems else ""
+        if theirs is None or not found:
+            print(f"{count} {shape}: nothing to compare{wrongs}", flush=True)
+            continue
+        results[count, shape] = theirs, *found[0]
+        print(
+            f"{count} rows {shape}: floor {floor:.1f}, library {theirs:.1f} ({floor / theirs:.2f}){wrongs}", flush=True
+        )
+        for kind in KINDS:
+            first = next((f for f in found if kind_of(f[1]) == kind), None)
+            if first is not None:
+                us, config = first
+                print(f"    {us:.1f} ({floor / us:.2f}, library / this {theirs / us:.3f}) {spell(config)}", flush=True)
     child.close()
     print_entries(results)
     print(f"{time.perf_counter() - begun:.0f} s", flush=True)

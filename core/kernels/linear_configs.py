@@ -63,6 +63,8 @@ class TiledConfig:
     """Programs that a tile is spread over, at most about so many."""
     blocks: int = 1
     """Programs of a multiprocessor."""
+    producer: bool = False
+    """One more warp, which fetches (core/kernels/streamed_linear.py)."""
 
 
 LinearConfig = GemvConfig | DotConfig | WideConfig | TiledConfig

@@ -6,7 +6,8 @@ the program that has its first step; the programs behind leave their sums in a w
 their order, so a result does not change from run to run. A program has only one such part, its first, which is done
 before the owner ends: nobody waits long. Flags are zeros again when the kernel ends.
 
-Weights and activations come by tensor descriptors (TMA): for Hopper. Rows, outputs and inputs may be ragged.
+Weights and activations come by tensor descriptors (TMA): for Hopper. Rows, outputs and inputs may be ragged. With
+`producer` in the configuration streamed_linear.py's kernel runs instead, the same but for who fetches.
 """
 
 from __future__ import annotations
@@ -63,7 +64,6 @@ def _tiled_kernel(
     COLUMNS: tl.constexpr = 2 * OUTPUTS if SILU else OUTPUTS
     LEFT: tl.constexpr = COLUMNS if SWAP else ROWS
     RIGHT: tl.constexpr = ROWS if SWAP else COLUMNS
-    m = pid_m * ROWS + tl.arange(0, ROWS)
     place = tl.arange(0, LEFT)[:, None] * RIGHT + tl.arange(0, RIGHT)[None, :]
     # what does not change in this loop is cheap to compute again and dear to keep beside the sums
     for tile in tl.range(first // steps, tl.cdiv(last, steps), disable_licm=True):
@@ -97,25 +97,30 @@ def _tiled_kernel(
                 acc += tl.load(part_ptr + tl.cast(peer, tl.int64) * (ROWS * COLUMNS) + place, cache_modifier=".cg")
                 tl.debug_barrier()
                 tl.store(flag_ptr + peer, 0)  # ready for the next launch
-            n = tile * OUTPUTS + tl.arange(0, OUTPUTS)
+            # from the tile's corner on 32 bits are enough
+            y = y_ptr + tl.cast(pid_m * ROWS, tl.int64) * N + tile * OUTPUTS
+            m = tl.arange(0, ROWS)
+            n = tl.arange(0, OUTPUTS)
+            in_m = pid_m * ROWS + m < M
+            in_n = tile * OUTPUTS + n < N
             if BIAS:
-                bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
+                bias = tl.load(bias_ptr + tile * OUTPUTS + n, mask=in_n, other=0.0).to(tl.float32)
                 acc += bias[:, None] if SWAP else bias[None, :]
             if SWAP:
-                offsets = m[None, :].to(tl.int64) * N + n[:, None]
-                inside = (m[None, :] < M) & (n[:, None] < N)
+                offsets = m[None, :] * N + n[:, None]
+                inside = in_m[None, :] & in_n[:, None]
             else:
-                offsets = m[:, None].to(tl.int64) * N + n[None, :]
-                inside = (m[:, None] < M) & (n[None, :] < N)
+                offsets = m[:, None] * N + n[None, :]
+                inside = in_m[:, None] & in_n[None, :]
             if SILU:
                 if SWAP:
                     gate, up = acc.reshape(2, OUTPUTS, ROWS).permute(1, 2, 0).split()
                 else:
                     gate, up = acc.reshape(ROWS, 2, OUTPUTS).permute(0, 2, 1).split()
                 gate = gate / (1 + tl.exp(-gate)) * up
-                tl.store(y_ptr + offsets, gate.to(y_ptr.dtype.element_ty), mask=inside)
+                tl.store(y + offsets, gate.to(y_ptr.dtype.element_ty), mask=inside)
             else:
-                tl.store(y_ptr + offsets, acc.to(y_ptr.dtype.element_ty), mask=inside)
+                tl.store(y + offsets, acc.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 def count_groups(config: TiledConfig, rows: int, outputs: int, inputs: int, multiprocessors: int) -> int:
@@ -143,12 +148,19 @@ def tiled_linear(
         raise ValueError(f"{inputs} inputs: a tensor descriptor wants rows of a multiple of 16 bytes")
     if silu and bias is not None:
         raise ValueError("no kernel adds a bias before SiLU")
+    if config.producer and (x.element_size() != 2 or (silu and config.swap)):
+        raise ValueError(f"{config}: the kernel with a warp that fetches takes 2-byte numbers, and SiLU not swapped")
     flat = x.reshape(rows, inputs).contiguous()
     y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
     tiles_m = triton.cdiv(rows, config.rows)
     groups = count_groups(config, rows, outputs, inputs, num_multiprocessors(x))
     programs = groups * tiles_m
     part, flags = workspace(x.device, programs * config.rows * config.outputs * (1 + silu), programs)
+    if config.producer:
+        from core.kernels.streamed_linear import streamed_linear
+
+        streamed_linear(flat, weight, bias, y, part, flags, silu, groups, config)
+        return y
     x_desc = TensorDescriptor(flat, [rows, inputs], [inputs, 1], [config.rows, config.inputs])
     if silu:
         halves, strides = [2, outputs, inputs], [outputs * inputs, inputs, 1]

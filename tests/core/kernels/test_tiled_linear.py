@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -68,6 +72,20 @@ def test_refusals() -> None:
         tiled_linear.tiled_linear(x[:, :22], torch.randn(8, 22), config=config)
     with pytest.raises(ValueError, match="bias before SiLU"):
         tiled_linear.tiled_linear(x, torch.randn(8, 24), torch.randn(4), True, config=config)
+    with pytest.raises(ValueError, match="takes 2-byte numbers"):
+        tiled_linear.tiled_linear(x, torch.randn(8, 24), config=dataclasses.replace(config, producer=True))
+
+
+def test_both_kernels_compile_for_hopper(tmp_path: Path) -> None:
+    """Without a GPU, in a process without the interpreter: wgmma, TMA, no spills in the loop, shared memory that fits."""
+    script = Path(__file__).parents[3] / "benchmarks" / "gpu" / "tune_linear.py"
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, str(script), "--offline", "--quick"],
+        env={**env, "TRITON_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count('"problem": null') == 2 and done.stdout.count("producer=True") == 1
 
 
 def test_a_configuration_in_the_table_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
