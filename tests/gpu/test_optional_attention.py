@@ -12,6 +12,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,15 +56,19 @@ CASES = {
 }
 
 
-@pytest.fixture(params=MODULES)
-def backend(request: pytest.FixtureRequest) -> Any:
-    """The backend's class."""
-    name = request.param
+@pytest.fixture(params=["flashinfer", "flashinfer fa2", "flash_attn"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The backend's class; "fa2": with FlashInfer's kernels for chips other than Hopper."""
+    name, _, kernels = request.param.partition(" ")
     if find_spec(MODULES[name]) is None:
         pytest.skip(f"{MODULES[name]} is not installed")
     if name == "flashinfer":
         from plugins.attention.flashinfer.backend import FlashInferBackend
 
+        if kernels:
+            if torch.cuda.get_device_capability()[0] != 9:
+                pytest.skip("they are used here anyway")
+            monkeypatch.setattr(FlashInferBackend, "_is_hopper", lambda self: False)
         return FlashInferBackend
     from plugins.attention.flash_attn.backend import FlashAttnBackend
 
@@ -75,10 +80,10 @@ def skip_what_compiles(backend: Any, of: Any, dtype: torch.dtype, cache_dtype: t
     if backend.name != "flashinfer" or not os.environ.get("BACKPLANE_TEST_READY"):
         return
     from flashinfer.jit.attention.modules import gen_batch_prefill_module
-    from flashinfer.utils import determine_attention_backend
 
     stored = cache_dtype or dtype
-    for kind in {"fa2", determine_attention_backend(torch.device("cuda"), 0, False, False, dtype, stored)}:
+    is_hopper = backend._is_hopper(SimpleNamespace(device=torch.device("cuda")))
+    for kind in ("fa2", "fa3") if is_hopper and stored.itemsize == 2 else ("fa2",):
         flags = (0, of.window is not None, of.soft_cap is not None, False)
         ready = gen_batch_prefill_module(
             kind, dtype, stored, dtype, torch.int32, of.head_dim, of.head_dim, *flags
@@ -141,6 +146,28 @@ def test_slices_of_a_fused_projection(backend: Any) -> None:
     made.plan(built.batch)
     out = made.forward(case.spec, query, key, value, built.cache, built.batch)
     compare(out, paged_attention_reference(case.spec, built.query.float(), *built.filled, built.batch), built.batch)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_from_the_projection(norm: bool, backend: Any) -> None:
+    from core.kernels.references import rope_and_cache_reference
+
+    case = refit(CASES["mixed"], backend)
+    skip_what_compiles(backend, case.spec, torch.bfloat16)
+    built = build(case, "cuda", torch.bfloat16)
+    qkv = torch.cat([built.query, built.key, built.value], 1).flatten(1)
+    angle = torch.randn(1200, 64, device="cuda")
+    cos_sin = torch.cat([angle.cos(), angle.sin()], 1)
+    weights = tuple(torch.rand(128, device="cuda").bfloat16() + 0.5 for _ in range(2)) if norm else (None, None)
+    rotated, cache = qkv.clone(), tuple(c.clone() for c in built.cache)
+    meta = built.batch.attention
+    rope_and_cache_reference(rotated, cos_sin, built.batch.positions, meta.slot_mapping, *cache, 32, *weights, 1e-6)
+    query = rotated.view(-1, 48, 128)[:, :32].contiguous()
+    expected = paged_attention_reference(case.spec, query.float(), *cache, built.batch)
+    made = backend(torch.device("cuda"))
+    made.plan(built.batch)
+    out = made.forward_rope(case.spec, qkv, cos_sin, built.cache, built.batch, *weights, 1e-6)
+    compare(out, expected, built.batch)
 
 
 def test_steps_that_are_queued_faster_than_they_run(backend: Any) -> None:

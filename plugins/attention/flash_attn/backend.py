@@ -33,6 +33,7 @@ class FlashAttnBackend:
         # nothing is planned on the host: the number of splits follows the width of the block table, all else is read
         # from device memory. Steps with prompts are not: the grid follows the host's max_seqlen_q
         graph_capture=True,
+        fused_rope=True,
         # its splits depend on the whole batch
         fixed_order=False,
         casts_cache=False,
@@ -88,6 +89,11 @@ class FlashAttnBackend:
 
         write_cache(key, value, slots, keys, values)
 
+    def _rotate_and_write(self, *arguments: Any) -> None:
+        from core.kernels.rope import rope_and_cache
+
+        rope_and_cache(*arguments)
+
     # ---- the contract
 
     def allocate(
@@ -108,9 +114,42 @@ class FlashAttnBackend:
         cache: tuple[torch.Tensor, torch.Tensor],
         batch: ForwardBatch,
     ) -> torch.Tensor:
+        self._write(key, value, batch.attention.slot_mapping, *cache)
+        return self._attend(spec, query, key, value, cache, batch)
+
+    def forward_rope(
+        self,
+        spec: AttentionSpec,
+        qkv: torch.Tensor,
+        cos_sin: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        batch: ForwardBatch,
+        q_weight: torch.Tensor | None = None,
+        k_weight: torch.Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> torch.Tensor:
+        """As `forward`, from the projection: norm the heads (if weights are given), rotate, write, attend.
+
+        qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], changed in place;
+        cos_sin: float32 [max_positions, rotary_dim] -> [num_tokens, num_heads, head_dim]
+        """
+        slots = batch.attention.slot_mapping
+        self._rotate_and_write(qkv, cos_sin, batch.positions, slots, *cache, spec.num_heads, q_weight, k_weight, eps)
+        heads = qkv.view(qkv.shape[0], spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
+        query, key, value = heads.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], 1)
+        return self._attend(spec, query, key, value, cache, batch)
+
+    def _attend(
+        self,
+        spec: AttentionSpec,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        batch: ForwardBatch,
+    ) -> torch.Tensor:
         meta = batch.attention
         keys, values = cache
-        self._write(key, value, meta.slot_mapping, keys, values)
         shared: dict[str, Any] = {
             "softmax_scale": spec.scale,
             "causal": True,

@@ -75,6 +75,7 @@ class FlashInferBackend:
         # its wrappers can be captured (use_cuda_graph), but plan() has to run on the host before every replay, with
         # that step's lengths, and a step that the runner replays calls no backend
         graph_capture=False,
+        fused_rope=True,
         # its splits depend on the whole batch
         fixed_order=False,
         cache_dtypes=frozenset({"bfloat16", "float16", "fp8_e4m3", "fp8_e5m2"}),
@@ -131,6 +132,14 @@ class FlashInferBackend:
 
         write_cache(key, value, slots, keys, values)
 
+    def _rotate_and_write(self, *arguments: Any) -> None:
+        from core.kernels.rope import rope_and_cache
+
+        rope_and_cache(*arguments)
+
+    def _is_hopper(self) -> bool:
+        return self.device.type == "cuda" and torch.cuda.get_device_capability(self.device)[0] == 9
+
     def _event(self) -> Any:
         return torch.cuda.Event()
 
@@ -158,10 +167,36 @@ class FlashInferBackend:
         cache: tuple[torch.Tensor, torch.Tensor],
         batch: ForwardBatch,
     ) -> torch.Tensor:
+        self._write(key, value, batch.attention.slot_mapping, *cache)
+        return self._attend(spec, query, cache, batch)
+
+    def forward_rope(
+        self,
+        spec: AttentionSpec,
+        qkv: torch.Tensor,
+        cos_sin: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        batch: ForwardBatch,
+        q_weight: torch.Tensor | None = None,
+        k_weight: torch.Tensor | None = None,
+        eps: float = 1e-6,
+    ) -> torch.Tensor:
+        """As `forward`, from the projection: norm the heads (if weights are given), rotate, write, attend.
+
+        qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], changed in place;
+        cos_sin: float32 [max_positions, rotary_dim] -> [num_tokens, num_heads, head_dim]
+        """
+        slots = batch.attention.slot_mapping
+        self._rotate_and_write(qkv, cos_sin, batch.positions, slots, *cache, spec.num_heads, q_weight, k_weight, eps)
+        heads = qkv.view(qkv.shape[0], spec.num_heads + 2 * spec.num_kv_heads, spec.head_dim)
+        return self._attend(spec, heads[:, : spec.num_heads], cache, batch)
+
+    def _attend(
+        self, spec: AttentionSpec, query: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor], batch: ForwardBatch
+    ) -> torch.Tensor:
         meta = batch.attention
         plan: FlashInferPlan = meta.state
-        keys, values = cache
-        self._write(key, value, meta.slot_mapping, keys, values)
+        keys = cache[0]
         query = query if query.stride(-1) == 1 else query.contiguous()
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         n = meta.num_decodes
@@ -187,7 +222,7 @@ class FlashInferBackend:
         if kind in plan.planned:
             return plan.planned[kind].library
         if kind not in self._pairs:
-            self._pairs[kind] = WrapperPair((self._make(part), self._make(part)))
+            self._pairs[kind] = WrapperPair((self._make(part, keys.dtype), self._make(part, keys.dtype)))
         wrapper = plan.planned[kind] = self._pairs[kind].next()
         if wrapper.copied is not None:
             wrapper.copied.synchronize()
@@ -210,13 +245,18 @@ class FlashInferBackend:
         wrapper.copied.record()
         return wrapper.library
 
-    def _make(self, part: str) -> Wrapper:
+    def _make(self, part: str, cache_dtype: torch.dtype) -> Wrapper:
+        # named: what the library's "auto" means changes with its version, and cuDNN may be among it
         if part == "decode":
-            # tensor cores: any number of query heads in a group; and the kernel is the prompts' one, compiled once
-            return Wrapper(
-                self._library.BatchDecodeWithPagedKVCacheWrapper(self._workspace, LAYOUT, use_tensor_cores=True)
+            # tensor cores: any number of query heads in a group; the kernel is the one for prompts, compiled once
+            made = self._library.BatchDecodeWithPagedKVCacheWrapper(
+                self._workspace, LAYOUT, use_tensor_cores=True, backend="fa2"
             )
-        return Wrapper(self._library.BatchPrefillWithPagedKVCacheWrapper(self._workspace, LAYOUT))
+        else:
+            # FlashAttention 3 is for Hopper, and takes keys of 8 bits for queries of 8 bits alone
+            kernels = "fa3" if self._is_hopper() and cache_dtype.itemsize == 2 else "fa2"
+            made = self._library.BatchPrefillWithPagedKVCacheWrapper(self._workspace, LAYOUT, backend=kernels)
+        return Wrapper(made)
 
 
 def _release(version: str) -> tuple[int, int]:

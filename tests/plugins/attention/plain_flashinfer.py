@@ -44,7 +44,7 @@ class _Wrapper:
     def __init__(self, float_workspace_buffer: torch.Tensor, kv_layout: str = "NHD", **more: object) -> None:
         assert kv_layout == "NHD" and float_workspace_buffer.dtype == torch.uint8
         assert not float_workspace_buffer[:1000].any(), "must be zeros at first"
-        self.more = more
+        assert more.pop("backend") == "fa2" and more.pop("use_tensor_cores", True) and not more
 
     def _plan(
         self, starts, indptr, indices, last_page_len, heads, kv_heads, head_dim, page_size, *,

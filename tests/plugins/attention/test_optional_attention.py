@@ -15,6 +15,7 @@ import torch
 from attention_cases import Case, build, spec
 
 from core.errors import ConfigError
+from core.kernels.references import rope_and_cache_reference
 from core.testing import ATTENTION_CASES, check_attention_backend
 from plugins.attention.flash_attn.backend import FlashAttnBackend
 from plugins.attention.flash_attn.metadata import prompts_of
@@ -29,6 +30,11 @@ def write(key, value, slots, keys, values) -> None:
     kept = slots >= 0
     for cache, new in ((keys, key), (values, value)):
         cache.view(-1, *cache.shape[2:])[slots[kept]] = new[kept].to(cache.dtype)
+
+
+def rotate_and_write(qkv, cos_sin, positions, slots, keys, values, *rest) -> None:
+    """In place of core.kernels.rope.rope_and_cache."""
+    rope_and_cache_reference(qkv, cos_sin, positions, slots, keys, values, *rest)
 
 
 class NoEvent:
@@ -50,6 +56,7 @@ class PlainFlashInfer(FlashInferBackend):
     _import = lambda self: plain_flashinfer  # noqa: E731
     _event = lambda self: NoEvent()  # noqa: E731
     _write = staticmethod(write)
+    _rotate_and_write = staticmethod(rotate_and_write)
 
 
 class PlainFlashAttn(FlashAttnBackend):
@@ -59,11 +66,17 @@ class PlainFlashAttn(FlashAttnBackend):
     _check_device = lambda self, device: None  # noqa: E731
     _import = lambda self: plain_flash_attn  # noqa: E731
     _write = staticmethod(write)
+    _rotate_and_write = staticmethod(rotate_and_write)
 
 
 @pytest.fixture(autouse=True)
-def small_workspace(monkeypatch):
+def small_and_alone(monkeypatch):
+    """A small workspace, and one thread: the pieces are so short that threads would wait for each other."""
     monkeypatch.setattr(flashinfer_backend, "WORKSPACE_BYTES", 1 << 20)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 MIXED = [(1, 30), (1, 3), (1, 15), (17, 0), (5, 20), (33, 0), (16, 16), (2, 0), (1, 0)]
@@ -149,6 +162,25 @@ def test_a_step_equals_the_reference(backend, name: str) -> None:
         torch.testing.assert_close(got, wanted, equal_nan=True)
 
 
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("backend", [PlainFlashInfer, PlainFlashAttn], ids=lambda b: b.name)
+def test_from_the_projection(backend, norm: bool) -> None:
+    case = replace(CASES["long"], block_size=16 if backend is PlainFlashInfer else 256)
+    built = build(case)
+    g = torch.Generator().manual_seed(1)
+    qkv = torch.cat([built.query, built.key, built.value], 1).flatten(1)
+    cos_sin = torch.randn(700, 16, generator=g)
+    weights = (torch.randn(16, generator=g), torch.randn(16, generator=g)) if norm else (None, None)
+    rotated, cache = qkv.clone(), tuple(c.clone() for c in built.cache)
+    meta = built.batch.attention
+    rope_and_cache_reference(rotated, cos_sin, built.batch.positions, meta.slot_mapping, *cache, 4, *weights, 1e-6)
+    expected = paged_attention_reference(case.spec, rotated.view(-1, 8, 16)[:, :4], *cache, built.batch)
+    made = backend(torch.device("cpu"))
+    made.plan(built.batch)
+    out = made.forward_rope(case.spec, qkv, cos_sin, built.cache, built.batch, *weights, 1e-6)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_the_conformance_kit() -> None:
     ran = check_attention_backend(PlainFlashInfer)
     assert {"decodes and prompts", "layers with and without a window", "blocks of 64", "soft cap"} <= set(ran)
@@ -207,15 +239,19 @@ def test_versions(version: str, release: tuple[int, int]) -> None:
 def test_the_stand_ins_take_what_the_library_takes() -> None:
     """Every argument of a stand-in is the library's, where that is installed (it needs no GPU to be imported)."""
     library = pytest.importorskip("flashinfer")
-    how = dict.fromkeys(
-        ("window_left", "logits_soft_cap", "sm_scale", "q_data_type", "kv_data_type"), inspect.Parameter.empty
-    )
-    for name in ("BatchDecodeWithPagedKVCacheWrapper", "BatchPrefillWithPagedKVCacheWrapper"):
+    how = {"window_left", "logits_soft_cap", "sm_scale", "q_data_type", "kv_data_type"}
+    for name, more in (
+        ("BatchDecodeWithPagedKVCacheWrapper", {"use_tensor_cores"}),
+        ("BatchPrefillWithPagedKVCacheWrapper", set()),
+    ):
         real, plain = getattr(library, name), getattr(plain_flashinfer, name)
-        positional = [p for p in inspect.signature(plain.plan).parameters if p != "how"]
-        assert list(inspect.signature(real.plan).parameters)[: len(positional)] == positional, name
-        assert set(how) <= set(inspect.signature(real.plan).parameters)
+        assert {"float_workspace_buffer", "kv_layout", "backend"} | more <= set(inspect.signature(real).parameters)
+        in_order = [p for p in inspect.signature(plain.plan).parameters if p != "how"]
+        assert list(inspect.signature(real.plan).parameters)[: len(in_order)] == in_order, name
+        # 0.7 takes the rest as keywords, and says which behind plan()
+        keywords = {
+            p for f in (real.plan, getattr(real, "_plan_impl", real.plan)) for p in inspect.signature(f).parameters
+        }
+        assert how | ({"causal"} if "Prefill" in name else set()) <= keywords, name
         assert list(inspect.signature(real.run).parameters)[:3] == ["self", "q", "paged_kv_cache"]
         assert "out" in inspect.signature(real.run).parameters
-    assert "use_tensor_cores" in inspect.signature(library.BatchDecodeWithPagedKVCacheWrapper).parameters
-    assert "causal" in inspect.signature(library.BatchPrefillWithPagedKVCacheWrapper.plan).parameters
