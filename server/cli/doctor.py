@@ -19,11 +19,16 @@ PACKAGES = (
     "transformers",
     "tokenizers",
     "triton",
+    "numba",
     "outlines-core",
     "llguidance",
     "litestar",
     "pyzmq",
 )
+NOT_INSTALLED = {
+    "triton": " (only GPUs need it)",
+    "numba": ' (makes CPUs faster, GPUs do not need it: pip install "backplane[cpu]")',
+}
 LOW_DISK_BYTES = 1 << 30
 Finding = tuple[str, str]
 """(name, text); a name that begins with ! is a problem, with the way out"""
@@ -51,7 +56,7 @@ def _packages() -> Iterator[Finding]:
         try:
             yield name, importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield name, f"not installed{' (only GPUs need it)' if name == 'triton' else ''}"
+            yield name, f"not installed{NOT_INSTALLED.get(name, '')}"
 
 
 def _machine() -> Iterator[Finding]:
