@@ -2,17 +2,21 @@
 
 FlashInfer compiles a kernel for every combination of number type, head size, window and soft cap that it has not seen,
 for minutes each unless they are there ready (docs/plugins.md). BACKPLANE_TEST_READY=1 leaves cases out that would compile.
+
+Where vLLM is installed, its build of FlashAttention 3 stands in for flash-attn once more ("flash_attn by vLLM"): other
+kernels behind the same block tables, lengths, windows and soft caps.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,10 +60,57 @@ CASES = {
 }
 
 
-@pytest.fixture(params=["flashinfer", "flashinfer fa2", "flash_attn"])
+class VllmFlashAttention:
+    """flash-attn's two functions by vLLM's varlen function, loaded without vLLM."""
+
+    def __init__(self, folder: Path) -> None:
+        package = ModuleType("vllm_flash_attn_alone")
+        package.__path__ = [str(folder)]
+        sys.modules[package.__name__] = package
+        self._varlen = importlib.import_module(f"{package.__name__}.flash_attn_interface").flash_attn_varlen_func
+
+    def flash_attn_with_kvcache(
+        self, q: Any, k_cache: Any, v_cache: Any, *, cache_seqlens: Any, block_table: Any, alibi_slopes: Any, **how: Any
+    ) -> torch.Tensor:
+        starts = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
+        longest = block_table.shape[1] * k_cache.shape[1]
+        return self._varlen(
+            q.squeeze(1), k_cache, v_cache, 1, starts, longest,
+            seqused_k=cache_seqlens, block_table=block_table, fa_version=3, **how,
+        ).unsqueeze(1)  # fmt: skip
+
+    def flash_attn_varlen_func(
+        self, q: Any, k: Any, v: Any, starts: Any, key_starts: Any, longest_query: int, longest: int, *,
+        block_table: Any, alibi_slopes: Any, **how: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        keys = {"cu_seqlens_k": key_starts} if block_table is None else {"seqused_k": key_starts.diff()}
+        return self._varlen(
+            q, k, v, longest_query, starts, longest, block_table=block_table, fa_version=3, **keys, **how
+        )
+
+
+def use_vllm(monkeypatch: pytest.MonkeyPatch) -> Any:
+    from core import registry
+    from plugins.attention.flash_attn.backend import FlashAttnBackend
+
+    found = find_spec("vllm")
+    folder = Path(str(found.origin)).parent / "vllm_flash_attn" if found else None
+    if folder is None or not list(folder.glob("_vllm_fa3_C*.so")) or torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("no vLLM with FlashAttention 3, or no Hopper")
+    library = VllmFlashAttention(folder)
+    can = replace(FlashAttnBackend.capabilities, alibi=False, head_dims=frozenset({64, 96, 128, 192, 256}))
+    monkeypatch.setattr(FlashAttnBackend, "_import", lambda self: library)
+    monkeypatch.setattr(FlashAttnBackend, "capabilities", can)
+    monkeypatch.setattr(registry, "find_spec", lambda name: True if name == "flash_attn" else find_spec(name))
+    return FlashAttnBackend
+
+
+@pytest.fixture(params=["flashinfer", "flashinfer fa2", "flash_attn", "flash_attn by vLLM"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The backend's class; "fa2": with FlashInfer's kernels for chips other than Hopper."""
     name, _, kernels = request.param.partition(" ")
+    if kernels == "by vLLM":
+        return use_vllm(monkeypatch)
     if find_spec(MODULES[name]) is None:
         pytest.skip(f"{MODULES[name]} is not installed")
     if name == "flashinfer":
