@@ -78,7 +78,8 @@ class Choices:
         if str(self.dtype).removeprefix("torch.") not in backend.capabilities.dtypes:
             raise ConfigError(
                 f"attention backend {backend.name!r} does not take dtype {self.dtype}; it takes "
-                f"{', '.join(sorted(backend.capabilities.dtypes))}"
+                f"{', '.join(sorted(backend.capabilities.dtypes))}: choose one with --dtype, or another backend "
+                "(--attention-backend auto)"
             )
         if self._config.device.deterministic and not (
             backend.capabilities.fixed_order and dispatch.on_gpu(torch.empty(0, device=device))
