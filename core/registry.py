@@ -163,6 +163,15 @@ def missing_packages(entry: Entry) -> str | None:
     return f"needs {', '.join(missing)}, not installed here: {'; '.join(dict.fromkeys(missing.values()))}"
 
 
+def check_chosen(registry: Registry, config: PluginConfig) -> None:
+    """Raises PluginError, before anything is loaded, for a name that would else be looked up when it is first needed."""
+    parsers = (("tool_parser", config.tool_call_parser), ("reasoning_parser", config.reasoning_parser))
+    chosen = [("guided_backend", config.guided_backend), *(p for p in parsers if p[1] != "none")]
+    for kind, name in chosen:
+        if name != "auto" and (missing := missing_packages(entry := registry.entry(kind, name))):
+            raise PluginError(f"{kind} {name!r} of {entry.distribution} {entry.version} {missing}")
+
+
 def load_target(entry: Entry) -> Any:
     """Import what an entry names. Raises PluginError: with what it needs and is not installed, or its own traceback."""
     if missing := missing_packages(entry):

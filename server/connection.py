@@ -3,14 +3,19 @@ a short way for the pieces of a stream.
 
 uvicorn waits without end for a head that has begun, and keeps all of it: a few slow clients could hold every descriptor.
 A piece of a stream goes through three coroutines of ASGI layers that have nothing to do with it once the head is out.
+
+A client that offers another protocol (`Upgrade: h2c`: Java's own, curl --http2) is answered in this one, as HTTP wants it. The
+parser leaves off behind such a head, and what follows would be read as the next request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -32,6 +37,10 @@ def connection_class(head_timeout_s: float) -> type[HttpToolsProtocol]:
     class Connection(HttpToolsProtocol):
         _timer: asyncio.TimerHandle | None = None
         _head_bytes = 0
+        _repeating = False
+        """The parser reads a head again that was read already."""
+        _running: Any = None
+        """The request that is being answered; uvicorn's `cycle` is the last one that came in."""
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -39,7 +48,43 @@ def connection_class(head_timeout_s: float) -> type[HttpToolsProtocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
+            if self._running is not None and not self._running.response_complete:
+                self._running.disconnected = True
+                self._running.message_event.set()
             super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            self._unset_keepalive_if_required()
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._stay(data[upgrade.args[0] :])
+            except httptools.HttpParserError:
+                message = "Invalid HTTP request received."
+                self.logger.warning(message)
+                self.send_400_response(message)
+
+        def _stay(self, rest: bytes) -> None:
+            """Go on in HTTP/1.1 behind a head that offers another protocol. rest: what came behind it."""
+            framing = self._framing()
+            self.parser = httptools.HttpRequestParser(self)
+            with contextlib.suppress(AttributeError):  # httptools before 0.6.3 is lenient by itself
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            if framing:
+                self._repeating = True
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n")
+                self._repeating = False
+            if rest:
+                self.data_received(rest)
+
+        def _framing(self) -> bytes:
+            """The lines of the last head that say how long its body is; b"" without a body."""
+            names = (b"content-length", b"transfer-encoding")
+            return b"".join(b"%b: %b\r\n" % h for h in self.headers if h[0] in names and h[1].strip() != b"0")
+
+        def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+            self._running = cycle
+            super()._start_asgi_task(cycle, app)
 
         def write_piece(self, piece: bytes) -> Awaitable[None] | None:
             if piece and not self.transport.is_closing():
@@ -47,22 +92,35 @@ def connection_class(head_timeout_s: float) -> type[HttpToolsProtocol]:
             return self.flow.drain() if self.flow.write_paused else None
 
         def on_message_begin(self) -> None:
+            if self._repeating:
+                return
             super().on_message_begin()
             self.scope[_SCOPE] = self  # type: ignore[literal-required]
             self._head_bytes = 0
             self._arm()
 
         def on_url(self, url: bytes) -> None:
+            if self._repeating:
+                return
             self._count(len(url))
             super().on_url(url)
 
         def on_header(self, name: bytes, value: bytes) -> None:
+            if self._repeating:
+                return
             self._count(len(name) + len(value))
             super().on_header(name, value)
 
         def on_headers_complete(self) -> None:
+            if self._repeating:
+                return
             self._disarm()
             super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            if self.parser.should_upgrade() and self._framing():
+                return  # the body follows
+            super().on_message_complete()
 
         def _count(self, num_bytes: int) -> None:
             self._head_bytes += num_bytes

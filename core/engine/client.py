@@ -10,7 +10,7 @@ from typing import Any
 from core.config import EngineConfig
 from core.engine.input_processor import InputProcessor
 from core.engine.output_processor import OutputProcessor
-from core.errors import RequestError, nearest
+from core.errors import ConfigError, RequestError, nearest
 from core.messages import EngineReady
 from core.pooling import pooling_type
 from core.text.chat_template import ChatTemplate
@@ -34,7 +34,12 @@ class ClientSide:
     def _load_template(self, given: str | None) -> ChatTemplate | None:
         source = given
         if given is not None and "{" not in given:
-            source = Path(given).read_text(encoding="utf-8")
+            try:
+                source = Path(given).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(
+                    f"chat_template={given!r} is no template (it has no {{) and cannot be read as a file: {error}"
+                ) from None
         if source is None and self.tokenizer is not None:
             source = self.tokenizer.chat_template
         if source is None:

@@ -37,7 +37,7 @@ from core.messages import (
     StepOutput,
     ToEngine,
 )
-from core.registry import Registry, load_registry
+from core.registry import Registry, check_chosen, load_registry
 from core.request import Request
 from core.scheduler.scheduler import Scheduler
 from core.scheduler.update import StepUpdate
@@ -59,6 +59,7 @@ class EngineLoop:
         self._router = Router(send)
         self._past = past
         registry = registry or load_registry(config.plugins)
+        check_chosen(registry, config.plugins)
         name = "in_process" if config.device.executor == "auto" else config.device.executor
         self.executor: Executor = registry.get("executor", name)(config, registry)
         self.config = self.executor.config

@@ -29,7 +29,7 @@ from core.messages import (
     ToEngine,
 )
 from core.outputs import EmbeddingRequestOutput, RequestOutput
-from core.registry import Registry, load_registry
+from core.registry import Registry, check_chosen, load_registry
 from core.sampling_params import SamplingParams
 
 logger = logging.getLogger("backplane")
@@ -75,6 +75,7 @@ class RemoteEngine:
         self.num_restarts = 0
         """Times that another engine process took the place of one that died."""
         self.registry: Registry = load_registry(config.plugins)
+        check_chosen(self.registry, config.plugins)
         self.ready: EngineReady
         self._first_number = client << CLIENT_SHIFT
         self._observers: list[Observer] = []

@@ -119,7 +119,8 @@ class Arguments:
         else:
             tables = (self._options, self._names, aliases.FLAGS, aliases.JSON_PARTS)
             others = (aliases.ONLY, aliases.IGNORED, aliases.REFUSED)
-            close = difflib.get_close_matches(name, [n for table in (*tables, *others) for n in table], 1, 0.6)
+            known = ["config", *(n for table in (*tables, *others) for n in table)]
+            close = difflib.get_close_matches(name, known, 1, 0.6)
             hint = f"; did you mean --{close[0]}?" if close else f"; {self._command} --help lists all"
             raise click.UsageError(f"--{spelled} is not an option of {self._command}{hint}")
         return []

@@ -96,6 +96,7 @@ def test_spellings(args, expected):
         (["--trust-request-chat-template"], "code from a stranger"),
         (["--rope-scalign", "x"], "is not an option of serve; did you mean --rope-scaling"),
         (["--tensor-paralel-size", "2"], "did you mean --tensor-parallel-size"),
+        (["--confg", "x.yaml"], "did you mean --config"),
         (["--zzz"], "serve --help lists all"),
         (["--config", "/nowhere.yaml"], "No such file"),
     ],
@@ -180,7 +181,19 @@ def test_generate_answers_from_the_shell():
     assert done.stdout.strip() == "2 + 3 = 5", done.stderr
 
 
-def test_errors_are_one_line():
-    done = subprocess.run([*ENGINE, "generate", "x", "--model", "/nowhere"], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["generate", "x", "--model", "/nowhere"], "model folder '/nowhere' does not exist"),
+        # before a model is loaded, not with the first request that needs it
+        (["serve", "--port", "0", "--guided-backend", "llguidanc"], "did you mean 'llguidance'?"),
+        (["serve", "--port", "0", "--reasoning-parser", "qwn3"], "did you mean 'qwen3'?"),
+        (["generate", "x", "--guided-backend", "nope"], "guided_backend 'nope' is not registered"),
+        (["serve", "--port", "0", "--chat-template", "/nowhere.jinja"], "cannot be read as a file"),
+    ],
+)
+def test_errors_are_one_line(args, message):
+    done = subprocess.run([*ENGINE, *args], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.strip() == "error: model folder '/nowhere' does not exist"
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and message in line
