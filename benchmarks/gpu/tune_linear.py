@@ -52,8 +52,8 @@ SHAPES: dict[str, list[Shape]] = {
     "0.6b": [(4096, 1024, False), (1024, 2048, False), (3072, 1024, True), (1024, 3072, False), (151936, 1024, False)],
 }
 Config = TiledConfig | WideConfig
-KINDS = ("wide", "tiled", "producer")
-"""wide_linear.py, tiled_linear.py, streamed_linear.py"""
+KINDS = ("wide", "tiled", "producer", "large")
+"""wide_linear.py, tiled_linear.py, streamed_linear.py and its kernel of 192 outputs"""
 
 
 def floor_us(rows: int, shape: Shape) -> float:
@@ -86,6 +86,8 @@ def tiled_tiles(silu: bool) -> list[TiledConfig]:
                             found.append(TiledConfig(rows, outputs, inputs, stages, warps, swap, 4, blocks))
                             if not (silu and swap):
                                 found.append(dataclasses.replace(found[-1], producer=True))
+    for rows, stages in ((128, 5), (256, 4)):
+        found.append(TiledConfig(rows, 96 if silu else 192, 64, stages, swap=True, producer=True))
     return found
 
 
@@ -137,7 +139,9 @@ def wide_candidates(rows: int, shape: Shape) -> list[Config]:
 
 
 def kind_of(config: Config) -> str:
-    return "wide" if isinstance(config, WideConfig) else "producer" if config.producer else "tiled"
+    if isinstance(config, WideConfig):
+        return "wide"
+    return "large" if config.large else "producer" if config.producer else "tiled"
 
 
 def candidates(rows: int, shape: Shape, quick: bool) -> list[Config]:
@@ -385,25 +389,31 @@ def source_of(config: TiledConfig, silu: bool, dtype: str, bias: bool) -> tuple[
         from triton.experimental.gluon import language as gl
         from triton.experimental.gluon._runtime import GluonASTSource
 
-        from core.kernels.streamed_linear import _streamed_kernel, max_registers
+        from core.kernels import streamed_linear
 
-        kernel: Any = _streamed_kernel
         kind = GluonASTSource
         element = {"bf16": gl.bfloat16, "fp16": gl.float16}[dtype]
-        layouts = ["," + repr(gl.NVMMASharedLayout.get_default_for(b, element)) for b in (x_block, w_block)]
-        options["maxnreg"] = max_registers(config)
-        constants["WARPS"] = config.warps
+        options["maxnreg"] = streamed_linear.max_registers(config)
+        if config.large:
+            kernel: Any = streamed_linear._large_kernel
+            blocks = [x_block, *streamed_linear.large_blocks(config, silu)]
+            for name in ("OUTPUTS", "SWAP"):
+                del constants[name]
+        else:
+            kernel = streamed_linear._streamed_kernel
+            blocks = [x_block, w_block]
+            constants["WARPS"] = config.warps
+        layouts = ["," + repr(gl.NVMMASharedLayout.get_default_for(b, element)) for b in blocks]
     else:
         from core.kernels.tiled_linear import _tiled_kernel
 
         kernel = _tiled_kernel
-        w_block = [2, *w_block] if silu else w_block
+        blocks = [x_block, [2, *w_block] if silu else w_block]
         constants["PDL"] = True
-    x_type, w_type = (
-        f"tensordesc<{dtype}[{','.join(map(str, b))}]{layout}>"
-        for b, layout in zip((x_block, w_block), layouts, strict=True)
-    )
-    types = {"x_desc": x_type, "w_desc": w_type, "part_ptr": "*fp32", "flag_ptr": "*i32"}
+    descs = [n for n in kernel.arg_names if n.endswith("_desc")]
+    types = {"part_ptr": "*fp32", "flag_ptr": "*i32"}
+    for name, block, layout in zip(descs, blocks, layouts, strict=True):
+        types[name] = f"tensordesc<{dtype}[{','.join(map(str, block))}]{layout}>"
     signature = {}
     for name in kernel.arg_names:
         if name in constants:

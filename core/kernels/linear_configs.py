@@ -66,6 +66,11 @@ class TiledConfig:
     producer: bool = False
     """One more warp, which fetches (core/kernels/streamed_linear.py)."""
 
+    @property
+    def large(self) -> bool:
+        """192 rows of the weight a tile (96 outputs of SiLU): a kernel of its own, swapped, with 8 warps."""
+        return self.producer and self.outputs in (96, 192)
+
 
 LinearConfig = GemvConfig | DotConfig | WideConfig | TiledConfig
 Shape = tuple[int, int, bool]
@@ -207,7 +212,8 @@ def choose(rows: int, outputs: int, inputs: int, silu: bool, has_tma: bool) -> L
         return _divides(GEMV.get(shape) or _default_gemv(outputs, inputs, silu), outputs, inputs)
     for most, config in FEW.get(shape, ()):
         if rows <= most and (has_tma or not isinstance(config, WideConfig | TiledConfig)):
-            return _divides(config, outputs, inputs) if _is_full(config, rows) else None
+            measured = isinstance(config, TiledConfig) and rows == most
+            return _divides(config, outputs, inputs) if measured or _is_full(config, rows) else None
     if rows <= MAX_DOT_ROWS:
         return _divides(_default_dot(outputs, inputs, silu), outputs, inputs)
     if silu and has_tma and shape not in FEW:

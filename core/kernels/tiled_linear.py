@@ -148,8 +148,14 @@ def tiled_linear(
         raise ValueError(f"{inputs} inputs: a tensor descriptor wants rows of a multiple of 16 bytes")
     if silu and bias is not None:
         raise ValueError("no kernel adds a bias before SiLU")
-    if config.producer and (x.element_size() != 2 or (silu and config.swap)):
-        raise ValueError(f"{config}: the kernel with a warp that fetches takes 2-byte numbers, and SiLU not swapped")
+    if config.producer and x.element_size() != 2:
+        raise ValueError(f"{config}: the kernel with a warp that fetches takes 2-byte numbers")
+    if config.producer and silu and config.swap != config.large:
+        raise ValueError(f"{config}: with SiLU the kernel with a warp that fetches is swapped if a tile has 96 outputs")
+    if config.large and (config.outputs != (96 if silu else 192) or not config.swap or config.warps != 8):
+        raise ValueError(f"{config}: a large tile has 192 outputs, 96 with SiLU, is swapped and has 8 warps")
+    if config.large and silu and outputs % 8:
+        raise ValueError(f"{outputs} outputs: large tiles with SiLU want a multiple of 8")
     flat = x.reshape(rows, inputs).contiguous()
     y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
     tiles_m = triton.cdiv(rows, config.rows)

@@ -116,6 +116,8 @@ TILED = [
     linear_configs.TiledConfig(64, 64, 64, 7, warps=4, swap=True, splits=8, blocks=2),
     linear_configs.TiledConfig(128, 128, 64, 4, producer=True),
     linear_configs.TiledConfig(64, 64, 64, 7, warps=4, splits=8, blocks=2, producer=True),
+    linear_configs.TiledConfig(128, 192, 64, 5, swap=True, producer=True),
+    linear_configs.TiledConfig(256, 192, 64, 4, swap=True, producer=True),
 ]
 
 
@@ -132,7 +134,9 @@ def test_tiled_linear(
         pytest.skip("tensor descriptors want Hopper")
     x, weight = rand(rows, inputs), rand(outputs * (1 + silu), inputs) * 0.05
     bias = None if silu else rand(outputs)
-    if silu and config.swap:
+    if silu and config.large:
+        config = dataclasses.replace(config, outputs=96)
+    elif silu and config.swap and config.producer:
         config = dataclasses.replace(config, swap=False)
     expected = skinny_linear.skinny_linear_reference(x, weight, bias, silu)
     first = tiled_linear.tiled_linear(x, weight, bias, silu, config=config)

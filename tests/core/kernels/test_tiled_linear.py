@@ -74,6 +74,9 @@ def test_refusals() -> None:
         tiled_linear.tiled_linear(x, torch.randn(8, 24), torch.randn(4), True, config=config)
     with pytest.raises(ValueError, match="takes 2-byte numbers"):
         tiled_linear.tiled_linear(x, torch.randn(8, 24), config=dataclasses.replace(config, producer=True))
+    for wrong in (TiledConfig(16, 192, 16, 2, producer=True), TiledConfig(16, 96, 16, 2, swap=True, producer=True)):
+        with pytest.raises(ValueError, match="a large tile has 192 outputs"):
+            tiled_linear.tiled_linear(x.half(), torch.randn(8, 24).half(), config=wrong)
 
 
 def test_both_kernels_compile_for_hopper(tmp_path: Path) -> None:
@@ -103,3 +106,5 @@ def test_a_configuration_in_the_table_is_used(monkeypatch: pytest.MonkeyPatch) -
     assert found is not None
     torch.testing.assert_close(found, skinny_linear.skinny_linear_reference(x, weight, None), rtol=1e-2, atol=1e-2)
     assert linear_configs.choose(rows, outputs, inputs, False, False) is None  # no TMA
+    monkeypatch.setitem(linear_configs.FEW, (outputs, inputs, False), ((40, config),))
+    assert skinny_linear.choose_config(x[:40], weight) == config  # just what was measured
