@@ -222,8 +222,37 @@ class FlashInferBackend:
         if kind in plan.planned:
             return plan.planned[kind].library
         if kind not in self._pairs:
-            self._pairs[kind] = WrapperPair((self._make(part, keys.dtype), self._make(part, keys.dtype)))
+            self._make_ready(spec, query.dtype, keys)
         wrapper = plan.planned[kind] = self._pairs[kind].next()
+        self._plan(part, wrapper, requests, spec, query.dtype, keys)
+        return wrapper.library
+
+    def _make_ready(self, spec: AttentionSpec, dtype: torch.dtype, keys: torch.Tensor) -> None:
+        """Wrappers of both parts, and by a plan their kernels, loaded or compiled: that is at start-up then, when the
+        runner tries prompts. The first decode may be a user's. Raises ConfigError."""
+        ends, one = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([1], dtype=torch.int32)
+        token = PagedRequests(ends, ends, torch.zeros(1, dtype=torch.int32, device=self.device), one)
+        for part in ("decode", "prompt"):
+            wrappers = (self._make(part, keys.dtype), self._make(part, keys.dtype))
+            try:
+                self._plan(part, wrappers[0], token, spec, dtype, keys)
+            except (RuntimeError, OSError) as error:
+                raise ConfigError(
+                    f"attention backend 'flashinfer' cannot make ready its kernel for heads of {spec.head_dim}, window "
+                    f"{spec.window}, soft cap {spec.soft_cap}, {dtype} over {keys.dtype}: {error}; see docs/plugins.md, "
+                    "or use --attention-backend auto"
+                ) from error
+            self._pairs[part, spec, dtype, keys.dtype] = WrapperPair(wrappers)
+
+    def _plan(
+        self,
+        part: str,
+        wrapper: Wrapper,
+        requests: PagedRequests,
+        spec: AttentionSpec,
+        dtype: torch.dtype,
+        keys: torch.Tensor,
+    ) -> None:
         if wrapper.copied is not None:
             wrapper.copied.synchronize()
         shared = {
@@ -232,7 +261,7 @@ class FlashInferBackend:
             "window_left": -1 if spec.window is None else spec.window - 1,
             "logits_soft_cap": spec.soft_cap or 0.0,
             "sm_scale": spec.scale,
-            "q_data_type": query.dtype,
+            "q_data_type": dtype,
             "kv_data_type": keys.dtype,
         }
         pages = (requests.block_indptr, requests.blocks, requests.last_block_len)
@@ -243,7 +272,6 @@ class FlashInferBackend:
             wrapper.library.plan(requests.query_indptr, *pages, *heads, causal=True, **shared)
         wrapper.copied = self._event()
         wrapper.copied.record()
-        return wrapper.library
 
     def _make(self, part: str, cache_dtype: torch.dtype) -> Wrapper:
         # named: what the library's "auto" means changes with its version, and cuDNN may be among it

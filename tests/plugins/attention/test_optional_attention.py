@@ -197,12 +197,13 @@ def test_a_kind_of_layer_plans_once_in_a_step() -> None:
     made = PlainFlashInfer(torch.device("cpu"))
     windowed = replace(built_spec := CASES["mixed"].spec, window=9)
     last: set[int] = set()
-    for step in range(3):
+    for step in range(4):
         before = plain_flashinfer._Wrapper.plans
         made.plan(built.batch)
         for layer in (built_spec, windowed, built_spec, windowed):
             made.forward(layer, built.query, built.key, built.value, built.cache, built.batch)
-        assert plain_flashinfer._Wrapper.plans - before == 4, step  # two kinds, decodes and prompts
+        # two kinds, decodes and prompts; at first each kind is tried, whatever the step holds
+        assert plain_flashinfer._Wrapper.plans - before == (8 if step == 0 else 4), step
         used = {id(w) for w in built.batch.attention.state.planned.values()}
         assert used.isdisjoint(last), "its pinned memory may not have been copied yet"
         last = used
@@ -227,6 +228,29 @@ def test_no_compiler_and_no_compiled_kernels(monkeypatch, tmp_path) -> None:
     ready.mkdir(parents=True)
     (ready / "batch_prefill_x.so").touch()
     flashinfer_backend._check_compiler(tmp_path)
+
+
+def test_a_first_prompt_makes_the_kernel_of_decodes_ready() -> None:
+    built = build(CASES["prompts"])
+    made = PlainFlashInfer(torch.device("cpu"))
+    made.plan(built.batch)
+    made.forward(CASES["prompts"].spec, built.query, built.key, built.value, built.cache, built.batch)
+    assert {kind[0] for kind in made._pairs} == {"decode", "prompt"}
+    assert all(pair.wrappers[0].library.requests for pair in made._pairs.values())  # planned
+
+
+def test_a_kernel_that_cannot_be_made_ready(monkeypatch) -> None:
+    built = build(CASES["decodes"])
+    made = PlainFlashInfer(torch.device("cpu"))
+    made.plan(built.batch)
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("Could not find nvcc")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(plain_flashinfer.BatchDecodeWithPagedKVCacheWrapper, "plan", fails)
+        with pytest.raises(ConfigError, match="kernel for heads of 16, window None.*Could not find nvcc; see docs"):
+            made.forward(CASES["decodes"].spec, built.query, built.key, built.value, built.cache, built.batch)
 
 
 @pytest.mark.parametrize(
