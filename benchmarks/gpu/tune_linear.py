@@ -183,8 +183,10 @@ def compile_some(jobs: list[tuple[int, Shape, Config]]) -> list[str]:
 
 
 def compile_all(plan: dict[tuple[int, Shape], list[Config]], processes: int) -> None:
-    jobs = {kernel_key(r, s, c): (r, s, c) for (r, s), configs in plan.items() for c in configs}
-    # children load the smallest weight that the kernel is wanted for
+    jobs: dict[object, tuple[int, Shape, Config]] = {}
+    for (rows, shape), configs in sorted(plan.items(), key=lambda p: p[0][1][0] * p[0][1][1]):
+        for config in configs:
+            jobs.setdefault(kernel_key(rows, shape, config), (rows, shape, config))  # of the smallest weight
     work = sorted(jobs.values(), key=lambda j: -j[2].rows * j[2].outputs)
     chunks = [work[i :: 3 * processes] for i in range(3 * processes)]
     begun = time.perf_counter()

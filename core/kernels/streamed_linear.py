@@ -5,8 +5,8 @@ STAGES steps on their way, across tiles, and starts with the weights before the 
 dependent launch); the others multiply, and add and store as tiled_linear.py says. Gluon has no interpreter: the
 arithmetic of stretches, owners and parts is that file's, line by line, which the interpreter runs.
 
-At 128 to 256 rows the measured times of the other kernels are what they read from the L2 cache over about 7.3 TB/s (an
-H100; every tile of outputs reads x again). So there is a kernel of the largest tile that the registers hold.
+At 256 rows the other kernels' times on an H100 agree with what they read from the L2 cache at about 7.3 TB/s (every tile
+of outputs reads x again; benchmarks/README.md). So there is a kernel of the largest tile that the registers hold.
 """
 
 from __future__ import annotations
