@@ -14,6 +14,7 @@ at the end prints the entries for core/kernels/linear_configs.py.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -284,8 +285,9 @@ class Timer:
         self._conn.recv()
 
     def close(self) -> None:
-        self._conn.send(None)
-        self._child.join(10)
+        with contextlib.suppress(OSError):
+            self._conn.send(None)
+            self._child.join(10)
 
     def times(
         self, rows: int, shape: Shape, configs: list[Config]
@@ -498,7 +500,11 @@ def main() -> None:
         if time.perf_counter() - begun > args.budget_s:
             print(f"out of time before {count} rows of {shape}", flush=True)
             break
-        theirs, found, problems = child.times(count, shape, configs)
+        try:
+            theirs, found, problems = child.times(count, shape, configs)
+        except (EOFError, OSError, RuntimeError) as error:  # no child starts any more: keep what there is
+            print(f"{count} rows of {shape}: {error!r}", flush=True)
+            break
         floor = floor_us(count, shape)
         best = [
             {"us": round(us, 2), "share": round(floor / us, 3), "config": spell(config), "kind": kind_of(config)}
