@@ -142,7 +142,7 @@ class DeviceConfig:
     num_threads: int | None = None
     """Threads of the model on a CPU; unset: every core that the process may use, one for a very small model."""
     enforce_eager: bool = False
-    """Capture no CUDA graphs."""
+    """Capture no CUDA graphs, and record no steps on a CPU."""
     max_graph_batch: int = 512
     """Most tokens of a step that is replayed from a CUDA graph."""
     deterministic: bool = False

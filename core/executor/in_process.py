@@ -140,6 +140,11 @@ class InProcessExecutor:
             with ProgressLine("compiling kernels") as progress:
                 dispatch.compile_cpu_kernels(progress)
             self._phase("compile kernels")
+            if backend.capabilities.graph_capture and not config.device.enforce_eager:
+                from core.runner.recordings import StepRecordings
+
+                self.runner.graphs = StepRecordings(model, backend, caches, batch)
+                self.choices["graphs"] = "steps of few decodes are recorded"
 
     def _phase(self, name: str) -> None:
         now = time.perf_counter()

@@ -38,7 +38,8 @@ class AttentionCapabilities:
     soft_cap: bool = False
     alibi: bool = False
     graph_capture: bool = False
-    """forward() may be captured in a CUDA graph and replayed with other lengths."""
+    """forward() of decodes may be captured in a CUDA graph, or its kernels' calls recorded on a CPU, and replayed with other
+    lengths."""
     mixed_capture: bool = False
     """Steps with prompts too may be captured: graph_words, graph_state and graph_fill exist."""
     fused_rope: bool = False

@@ -66,9 +66,16 @@ def _cpu(name: str) -> ModuleType:
 
 def compile_cpu_kernels(progress: Callable[[int, int], None]) -> None:
     """Where on_cpu() holds: compile what is not kept from an earlier start. progress: (done, of how many)"""
-    for name in ("linear", "rms_norm", "rope"):
+    for name in ("embedding", "linear", "rms_norm", "rope"):
         _cpu(name)
     _cpu("jit").compile_kernels(progress)
+
+
+def embedding(ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """int64 [tokens], [vocab_size, size] -> [tokens, size]"""
+    if on_cpu(table):
+        return _cpu("embedding").embedding(ids, table)  # type: ignore[no-any-return]
+    return table.index_select(0, ids)
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from core.kernels import dispatch
+
 
 class Embedding(nn.Module):
     """Token ids -> vectors; the weight may be the output's too."""
@@ -17,4 +19,4 @@ class Embedding(nn.Module):
 
     def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
         """int64 [num_tokens] -> [num_tokens, hidden]"""
-        return self.weight.index_select(0, token_ids)
+        return dispatch.embedding(token_ids, self.weight)

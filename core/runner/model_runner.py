@@ -93,7 +93,7 @@ class ModelRunner:
         self._launched: tuple[StepPlan, torch.Tensor, torch.Tensor | None] | None = None
         """The plan, its hidden states and, if a graph made them, its logits."""
         self.graphs: Any = None
-        """core.runner.graphs.StepGraphs, once captured"""
+        """core.runner.graphs.StepGraphs, once captured, or core.runner.recordings.StepRecordings"""
 
     @torch.inference_mode()
     def warm_up(

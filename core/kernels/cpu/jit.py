@@ -7,8 +7,9 @@ imports numba (0.4 s).
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FunctionType
 from typing import Any
 
@@ -23,6 +24,8 @@ FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 
 SERIAL_WORK = 1 << 16
 """Up to so many operations a second thread costs more than it does."""
+Call = tuple[Callable[..., None], tuple[float, ...]]
+"""A kernel's form and its arguments."""
 
 
 @intrinsic
@@ -47,6 +50,16 @@ def _int32s(typing_context, address):  # type: ignore[no-untyped-def]
         return builder.inttoptr(arguments[0], ir.IntType(32).as_pointer())
 
     return types.CPointer(types.int32)(address), generate
+
+
+class _Thread(threading.local):
+    threads = 0
+    """What numba was told last."""
+    calls: list[Call] | None = None
+    """Where calls are noted."""
+
+
+_thread = _Thread()
 
 
 def inlined(function: Callable[..., Any]) -> Any:
@@ -94,6 +107,25 @@ def compile_kernels(progress: Callable[[int, int], None]) -> None:
         kernel.compile()
 
 
+def use_threads() -> None:
+    """Have parallel forms that this thread calls run in as many threads as torch has: numba keeps a number for each caller."""
+    wanted = torch.get_num_threads()
+    if _thread.threads != wanted:
+        numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        _thread.threads = wanted
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Call]]:
+    """Every kernel call that this thread makes: it is made, and noted."""
+    calls: list[Call] = []
+    _thread.calls = calls
+    try:
+        yield calls
+    finally:
+        _thread.calls = None
+
+
 class Kernel:
     """A function whose `numba.prange` runs in this thread or in torch.get_num_threads() of them.
 
@@ -104,31 +136,24 @@ class Kernel:
         """nothing: arguments of the right types with which it does nothing."""
         self._nothing = nothing
         _made.append(self)
-        self.serial = _compile(function, False)
+        self._serial = _compile(function, False)
         self._parallel = _compile(function, True)
-        self._local = threading.local()
-
-    def parallel(self, *arguments: float) -> None:
-        """By all threads; costs some 5 us more than `serial`."""
-        wanted = torch.get_num_threads()
-        if getattr(self._local, "threads", None) != wanted:
-            # numba keeps the number for each thread that calls
-            numba.set_num_threads(min(wanted, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-            self._local.threads = wanted
-        self._parallel(*arguments)
 
     def __call__(self, work: int, *arguments: float) -> None:
-        """work: operations, by which the form is chosen."""
-        if work < SERIAL_WORK or torch.get_num_threads() == 1:
-            self.serial(*arguments)
-        else:
-            self.parallel(*arguments)
+        """work: operations, by which the form is chosen; several threads cost some 5 us more than one."""
+        form = self._serial
+        if work >= SERIAL_WORK and torch.get_num_threads() > 1:
+            use_threads()
+            form = self._parallel
+        if _thread.calls is not None:
+            _thread.calls.append((form, arguments))
+        form(*arguments)
 
     def compile(self) -> None:
         """The forms that are of use with as many threads as torch has."""
-        self.serial(*self._nothing)
+        self._serial(*self._nothing)
         if torch.get_num_threads() > 1:
-            self.parallel(*self._nothing)
+            self._parallel(*self._nothing)
 
 
 _made: list[Kernel] = []

@@ -22,6 +22,7 @@ class NumbaBackend(TorchBackend):
         casts_cache=False,
         soft_cap=True,
         alibi=True,
+        graph_capture=True,
         fused_rope=True,
     )
 

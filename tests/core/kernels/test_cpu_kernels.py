@@ -14,7 +14,7 @@ pytest.importorskip("numba")
 from torch.nn import functional
 
 from core.kernels import references
-from core.kernels.cpu import linear, rms_norm, rope
+from core.kernels.cpu import embedding, linear, rms_norm, rope
 
 
 @pytest.fixture(params=[1, 2], autouse=True)
@@ -142,3 +142,10 @@ def test_where_nothing_can_be_kept(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "Numba needs NumPy 1.0 or less" in done.stderr
+
+
+def test_embedding():
+    ids, table = torch.tensor([5, 0, 9, 5]), torch.randn(10, 7)
+    close(embedding.embedding(ids, table), table[ids])
+    close(embedding.embedding(ids.repeat(2)[::2], table), table[ids.repeat(2)[::2]])
+    assert embedding.embedding(torch.tensor([3, 10, -1]), table).isnan().any(1).tolist() == [False, True, True]

@@ -20,7 +20,7 @@ def test_a_machine_that_is_well():
     done = doctor("--run")
     assert done.returncode == 0, done.stdout + done.stderr
     said = dict(line.split(None, 1) for line in done.stdout.splitlines() if " " in line)
-    assert said["attention_backend"] == "torch (on a CPU)" and said["model_impl"].startswith("LlamaForCausalLM")
+    assert said["attention_backend"] == "numba (on a CPU)" and said["model_impl"].startswith("LlamaForCausalLM")
     assert "load weights" in said["start-up"] and said["answer"].startswith("Hello!")
     assert done.stdout.splitlines()[-1] == "all is well" and "\x1b[" not in done.stdout
 

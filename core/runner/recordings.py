@@ -1,0 +1,134 @@
+"""Decode steps on a CPU, recorded: what CUDA graphs are on a GPU.
+
+A step of few decodes is some sixty kernel calls, always the same ones with the same addresses; of a small model's step the
+Python around them is the larger half. The first step of each size runs as usual and is written down; the next ones write
+their tokens, places and lengths into the arrays that the first had, and make the calls. A model of which
+anything but kernels and views takes part is not recorded: it runs as it did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from core.batch import AttentionMetadata, ForwardBatch, StepPlan
+from core.interfaces.attention import AttentionBackend
+from core.interfaces.model import Model
+from core.kernels.cpu import jit
+from core.runner.input_batch import InputBatch
+
+MAX_ROWS = 16
+"""Larger steps are long enough for Python not to matter."""
+MAX_BYTES = 64 << 20
+"""All recordings' buffers together: a large model's are made for the smallest steps only."""
+
+_ALLOCATIONS = (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty)
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One size of step."""
+
+    calls: list[jit.Call]
+    buffers: list[torch.Tensor]
+    """What the calls' addresses belong to."""
+    hidden: torch.Tensor
+    logits: torch.Tensor
+
+
+class _Watch(TorchDispatchMode):
+    """Notes what torch allocates, and whether it does anything else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffers: list[torch.Tensor] = []
+        self.others: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run it."""
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in _ALLOCATIONS:
+            self.buffers.append(result)
+        elif not func.is_view:
+            self.others.append(str(func))
+        return result
+
+
+class StepRecordings:
+    """Instead of `forward_batch` and the model, for steps of decodes alone. Where dispatch.on_cpu() holds."""
+
+    def __init__(self, model: Model, backend: AttentionBackend, caches: Sequence[Any], rows: InputBatch) -> None:
+        """backend: one with capabilities.graph_capture"""
+        self._model, self._backend, self._caches = model, backend, caches
+        self._block_size = rows.block_size
+        self._most = min(MAX_ROWS, rows.token_ids.shape[0])
+        self._token_ids, self._block_table = rows.token_ids.numpy(), rows.block_table.numpy()
+        self._input_ids, self._positions, self._slots = torch.zeros(3, self._most, dtype=torch.int64)
+        self._seq_lens = torch.zeros(self._most, dtype=torch.int32)
+        self._table = torch.zeros(self._most, rows.block_table.shape[1], dtype=torch.int32)
+        self._views = [t.numpy() for t in (self._input_ids, self._positions, self._slots, self._seq_lens, self._table)]
+        self._recordings: dict[int, Recording] = {}
+        self._bytes = 0
+        self.reason = ""
+        """Why nothing is recorded any more."""
+
+    def run(self, plan: StepPlan) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """-> hidden states and logits of all rows, valid until the next call; None: it is no step for here."""
+        count = len(plan.rows)
+        if count > self._most or plan.num_tokens != count or not plan.samples.all():
+            return None
+        recording = self._recordings.get(count)
+        if recording is None and (self.reason or self._bytes > MAX_BYTES):
+            return None
+        self._fill(plan, count)
+        if recording is None:
+            return self._record(count)
+        jit.use_threads()
+        for call, arguments in recording.calls:
+            call(*arguments)
+        return recording.hidden, recording.logits
+
+    def _fill(self, plan: StepPlan, count: int) -> None:
+        input_ids, positions, slots, seq_lens, table = self._views
+        rows, places = plan.rows, plan.num_computed
+        input_ids[:count] = self._token_ids[rows, places]
+        positions[:count] = places
+        seq_lens[:count] = places + 1
+        used = int(places.max()) // self._block_size + 1
+        table[:count, :used] = self._block_table[rows, :used]
+        blocks = table[np.arange(count), places // self._block_size].astype(np.int64)
+        slots[:count] = blocks * self._block_size + places % self._block_size
+
+    def _record(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        longest = self._table.shape[1] * self._block_size
+        ones = np.ones(count, np.int32)
+        meta = AttentionMetadata(
+            query_start_loc=torch.arange(count + 1, dtype=torch.int32),
+            seq_lens=self._seq_lens[:count],
+            block_table=self._table[:count],
+            slot_mapping=self._slots[:count],
+            num_requests=count,
+            num_decodes=count,
+            num_tokens=count,
+            max_query_len=1,
+            max_seq_len=longest,
+            query_lens_host=ones,
+            seq_lens_host=ones * longest,
+            block_size=self._block_size,
+        )
+        batch = ForwardBatch(self._input_ids[:count], self._positions[:count], meta, self._caches)
+        self._backend.plan(batch)
+        with jit.recording() as calls, _Watch() as watch:
+            hidden = self._model.forward(batch)
+            logits = self._model.logits(hidden)
+        if watch.others:
+            self.reason = f"the model's step does {watch.others[0]}, which is no kernel"
+        else:
+            self._recordings[count] = Recording(calls, watch.buffers, hidden, logits)
+            self._bytes += sum(t.nbytes for t in watch.buffers)
+        return hidden, logits

@@ -1,0 +1,88 @@
+"""Decode steps that are recorded on a CPU give the tokens of those that are not, and what cannot be recorded is left alone."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+pytest.importorskip("numba")
+from core import Engine, SamplingParams
+from core.runner import recordings
+from plugins.models.llama import LlamaMLP
+
+
+def prompts() -> list[list[int]]:
+    rng = random.Random(5)
+    return [[rng.randrange(1, 384) for _ in range(n)] for n in (3, 17, 1, 30, 16)]
+
+
+def answers(engine: Engine) -> list[list[int]]:
+    """Of different lengths, so that the steps shrink; greedy and seeded ones."""
+    params = [
+        SamplingParams(temperature=i % 2, seed=i, max_tokens=5 + 9 * i, ignore_eos=True) for i in range(len(prompts()))
+    ]
+    return [o.outputs[0].token_ids for o in engine.generate(prompts(), params)]
+
+
+def recorded(engine: Engine) -> recordings.StepRecordings:
+    return engine._loop.executor.runner.graphs
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2-window", "qwen3"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_tokens(checkpoint, name, threads):
+    options = {"skip_tokenizer_init": True, "num_threads": threads}
+    with Engine(str(checkpoint(name)), enforce_eager=True, **options) as engine:
+        assert recorded(engine) is None and "graphs" not in engine.ready.choices
+        expected = answers(engine)
+    with Engine(str(checkpoint(name)), **options) as engine:
+        assert engine.ready.choices["graphs"] == "steps of few decodes are recorded"
+        for _ in range(2):
+            assert answers(engine) == expected
+        assert set(recorded(engine)._recordings) == {1, 2, 3, 4, 5} and not recorded(engine).reason
+
+
+def test_two_engines_take_turns(checkpoint):
+    """Each has its own addresses."""
+    with Engine(str(checkpoint("llama")), skip_tokenizer_init=True) as one:
+        alone = answers(one)
+        with Engine(str(checkpoint("qwen3")), skip_tokenizer_init=True) as other:
+            others = answers(other)
+            assert answers(one) == alone and answers(other) == others
+
+
+def test_a_step_that_does_more_than_kernels_runs_as_it_did(checkpoint, monkeypatch):
+    folder = str(checkpoint("llama"))
+    with Engine(folder, skip_tokenizer_init=True) as engine:
+        expected = answers(engine)
+    plain = LlamaMLP.forward
+    # dependent on the data: recorded, the number of the first step would stay
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: plain(self, x) + 0 * float(x.abs().max()))
+    with Engine(folder, skip_tokenizer_init=True) as engine:
+        assert answers(engine) == expected
+        assert not recorded(engine)._recordings and "aten.abs" in recorded(engine).reason
+
+
+def test_buffers_are_bounded(checkpoint, monkeypatch):
+    monkeypatch.setattr(recordings, "MAX_BYTES", 1)
+    with Engine(str(checkpoint("llama")), skip_tokenizer_init=True) as engine:
+        answers(engine)
+        assert len(recorded(engine)._recordings) == 1
+
+
+def test_logits_that_are_not_finite_end_their_request_alone(checkpoint):
+    with Engine(str(checkpoint("llama")), skip_tokenizer_init=True, enable_prefix_caching=False) as engine:
+        expected = answers(engine)
+        bad = 383
+        table = engine._loop.executor.runner.model.model.embed_tokens.weight
+        kept = table[bad].clone()
+        with torch.inference_mode():
+            table[bad] = float("nan")
+        params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+        outputs = engine.generate([[5, bad], [5, 6]], params)
+        assert [o.outputs[0].finish_reason for o in outputs] == ["error", "length"]
+        with torch.inference_mode():
+            table[bad] = kept
+        assert answers(engine) == expected
