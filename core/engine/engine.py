@@ -247,7 +247,13 @@ class Engine:
 def _as_batch(prompts: Any) -> list[Any]:
     if isinstance(prompts, str | dict):
         return [prompts]
-    batch = list(prompts)
+    try:
+        batch = list(prompts)
+    except TypeError:
+        raise RequestError(
+            f"a prompt is text, token ids or a dict, and prompts are a list of such, not {type(prompts).__name__}",
+            param="prompt",
+        ) from None
     if batch and all(isinstance(p, int) for p in batch):
         return [batch]
     return batch

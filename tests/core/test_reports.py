@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from core import Engine, SamplingParams
+from core.errors import RequestError
 
 ENDLESS = {"temperature": 0, "ignore_eos": True}
 
@@ -37,3 +38,10 @@ def test_cached_tokens_are_known_of_streams_stop_strings_and_samples():
             params = SamplingParams(max_tokens=8, **more)
             assert engine.generate(ids, params)[0].num_cached_tokens == want
             assert [o.num_cached_tokens for o in engine.stream(ids, params)][0] == want
+
+
+def test_what_is_no_prompt_is_refused_by_its_type(checkpoint):
+    with Engine(str(checkpoint("llama"))) as engine:
+        for wrong in (None, 5, [None], [1.5], [[]]):
+            with pytest.raises(RequestError, match="a prompt is text|the prompt is empty"):
+                engine.generate(wrong)
