@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from core.batch import AttentionMetadata, ForwardBatch, StepPlan
 from core.interfaces.attention import AttentionBackend
@@ -23,11 +23,17 @@ from core.kernels.cpu import jit
 from core.runner.input_batch import InputBatch
 
 MAX_ROWS = 16
-"""Larger steps are long enough for Python not to matter."""
-MAX_BYTES = 64 << 20
-"""All recordings' buffers together: a large model's are made for the smallest steps only."""
-
-_ALLOCATIONS = (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.new_empty)
+"""Larger steps are long enough for Python not to matter, and so many rows' activations of all layers are few beside the weights."""
+_VIEWS = frozenset({
+    *("view", "view_as", "flatten", "unflatten", "reshape", "contiguous", "split", "chunk", "narrow", "select", "unbind"),
+    *("transpose", "permute", "squeeze", "unsqueeze", "expand", "detach", "__getitem__", "t", "to", "float"),
+})  # fmt: skip
+"""Whose result may be the same memory; whether it is, is looked at."""
+_QUESTIONS = frozenset({
+    *("__get__", "data_ptr", "numel", "size", "dim", "stride", "is_contiguous", "element_size", "storage_offset"),
+    *("__len__", "is_floating_point"),
+})  # fmt: skip
+"""What changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,28 +41,53 @@ class Recording:
     """One size of step."""
 
     calls: list[jit.Call]
-    buffers: list[torch.Tensor]
-    """What the calls' addresses belong to."""
     hidden: torch.Tensor
     logits: torch.Tensor
 
 
-class _Watch(TorchDispatchMode):
-    """Notes what torch allocates, and whether it does anything else."""
+class _Watch(TorchFunctionMode):
+    """Gives what the step allocates out of buffers that all sizes share, and notes whether torch does anything else."""
 
-    def __init__(self) -> None:
+    def __init__(self, buffers: list[torch.Tensor], count: int, most: int) -> None:
         super().__init__()
-        self.buffers: list[torch.Tensor] = []
+        self._buffers, self._count, self._most = buffers, count, most
+        self._given = 0
         self.others: list[str] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run it."""
+        name = func.__name__
+        if name in _QUESTIONS:
+            return func(*args, **(kwargs or {}))
+        if func is torch.empty and not kwargs and len(args) == 1 and args[0][:1] == (self._count,):
+            return self._give(args[0])
+        if func is torch.empty_like and not kwargs and args[0].is_contiguous() and len(args[0]) == self._count:
+            return (
+                self._give(tuple(args[0].shape)) if args[0].dtype is torch.float32 else self._note(func, args, kwargs)
+            )
+        if name not in _VIEWS:
+            return self._note(func, args, kwargs)
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket in _ALLOCATIONS:
-            self.buffers.append(result)
-        elif not func.is_view:
-            self.others.append(str(func))
+        whose = args[0].untyped_storage().data_ptr()
+        parts = result if isinstance(result, tuple | list) else (result,)
+        if any(part.untyped_storage().data_ptr() != whose for part in parts):
+            self.others.append(name)
         return result
+
+    def _note(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self.others.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+    def _give(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """The next buffer's first rows: in a step of any size it is the same allocation that gets it."""
+        if self._given == len(self._buffers):
+            self._buffers.append(torch.empty((self._most, *shape[1:])))
+        buffer = self._buffers[self._given]
+        self._given += 1
+        if buffer.shape[1:] != shape[1:]:
+            self.others.append("empty")  # another one than in the step before
+            return torch.empty(shape)
+        return buffer[: self._count]
 
 
 class StepRecordings:
@@ -73,7 +104,7 @@ class StepRecordings:
         self._table = torch.zeros(self._most, rows.block_table.shape[1], dtype=torch.int32)
         self._views = [t.numpy() for t in (self._input_ids, self._positions, self._slots, self._seq_lens, self._table)]
         self._recordings: dict[int, Recording] = {}
-        self._bytes = 0
+        self._buffers: list[torch.Tensor] = []
         self.reason = ""
         """Why nothing is recorded any more."""
 
@@ -83,7 +114,7 @@ class StepRecordings:
         if count > self._most or plan.num_tokens != count or not plan.samples.all():
             return None
         recording = self._recordings.get(count)
-        if recording is None and (self.reason or self._bytes > MAX_BYTES):
+        if recording is None and self.reason:
             return None
         self._fill(plan, count)
         if recording is None:
@@ -123,12 +154,11 @@ class StepRecordings:
         )
         batch = ForwardBatch(self._input_ids[:count], self._positions[:count], meta, self._caches)
         self._backend.plan(batch)
-        with jit.recording() as calls, _Watch() as watch:
+        with jit.recording() as calls, _Watch(self._buffers, count, self._most) as watch:
             hidden = self._model.forward(batch)
             logits = self._model.logits(hidden)
         if watch.others:
             self.reason = f"the model's step does {watch.others[0]}, which is no kernel"
-        else:
-            self._recordings[count] = Recording(calls, watch.buffers, hidden, logits)
-            self._bytes += sum(t.nbytes for t in watch.buffers)
+            return hidden, logits
+        self._recordings[count] = Recording(calls, hidden, logits)
         return hidden, logits
