@@ -114,7 +114,7 @@ def make_gguf(folder: Path, file: Path) -> None:
 def backplane(folder: Path) -> Serve:
     from core import Engine, SamplingParams
 
-    # threads: as many as it chooses itself, which is one for a very small model
+    # threads: as many as it chooses itself
     engine = Engine(str(folder), skip_tokenizer_init=True, dtype="float32", enable_prefix_caching=False)
 
     def serve(prompts: list[list[int]], lengths: list[int]) -> None:
