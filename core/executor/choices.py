@@ -23,9 +23,11 @@ log = logging.getLogger("backplane")
 
 SMALL_MODEL_BYTES = 64 << 20
 """Below it one thread computes a step: its pieces are so short that threads mostly wait for each other, and where the
-server or anything else wants a core, wait for long (3 to 9 tokens a second with two threads, 23 to 67 with one). Not so with
-the kernels of core/kernels/cpu, whose steps have a tenth of the pieces: 1.7 times as fast with two threads for one request of
-the demo model, and, where another process takes one of two cores, 0.46 times for one and as fast for 16."""
+server or anything else wants a core, wait for long (3 to 9 tokens a second with two threads, 23 to 67 with one)."""
+BYTES_A_THREAD = 8 << 20
+"""With the kernels of core/kernels/cpu, whose steps have a tenth of the pieces, each thread gets at least so much to read. The demo
+model then has two: 1.7 times as fast for one request, and, where another process takes one of two cores, 0.46 times for
+one and as fast for 16."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FP8_CAPABILITY = (8, 9)
 CACHE_DTYPES = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
@@ -70,12 +72,17 @@ class Choices:
         )
 
     def fit_threads(self, weight_bytes: int) -> None:
-        """One thread for a very small model on a CPU without kernels, unless a number was asked for."""
-        if self.device.type != "cpu" or dispatch.on_cpu(torch.empty(0, dtype=self.dtype)):
+        """Fewer threads than cores for a small model on a CPU, unless a number was asked for."""
+        if self.device.type != "cpu" or self._config.device.num_threads is not None:
             return
-        if self._config.device.num_threads is None and weight_bytes < SMALL_MODEL_BYTES:
-            torch.set_num_threads(1)
-            self.told["device"] = "cpu (1 thread: a model this small only waits for a second one)"
+        cores = torch.get_num_threads()
+        if dispatch.on_cpu(torch.empty(0, dtype=self.dtype)):
+            wanted = max(1, weight_bytes // BYTES_A_THREAD)
+        else:
+            wanted = 1 if weight_bytes < SMALL_MODEL_BYTES else cores
+        if wanted < cores:
+            torch.set_num_threads(wanted)
+            self.told["device"] = f"cpu ({wanted} thread{'s' * (wanted > 1)}: a model this small only waits for more)"
 
     def _check_backend(self) -> None:
         backend, device = self.backend, self.device
