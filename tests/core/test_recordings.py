@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import random
 import subprocess
 import sys
@@ -101,3 +103,13 @@ def test_logits_that_are_not_finite_end_their_request_alone(checkpoint):
         with torch.inference_mode():
             table[bad] = kept
         assert answers(engine) == expected
+
+
+def test_a_trace_of_the_first_steps_does_not_end_recording(checkpoint, tmp_path):
+    options = {"profile_dir": str(tmp_path), "profile_steps": 6}
+    with Engine(str(checkpoint("llama")), skip_tokenizer_init=True, **options) as engine:
+        answers(engine)
+        assert set(recorded(engine)._recordings) == {1, 2, 3, 4, 5} and not recorded(engine).reason
+    (trace,) = tmp_path.iterdir()
+    names = {e.get("name") for e in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
+    assert names >= {"linear", "decode_attention", "rope_and_cache", "rms_norm"}

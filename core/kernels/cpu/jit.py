@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -126,6 +126,23 @@ def recording() -> Iterator[list[Call]]:
         _thread.calls = None
 
 
+def replay(calls: Sequence[Call]) -> None:
+    """Make the calls that were noted."""
+    use_threads()
+    if torch.autograd._profiler_enabled():  # type: ignore[no-untyped-call]
+        for form, arguments in calls:
+            traced(form, arguments)
+        return
+    for form, arguments in calls:
+        form(*arguments)
+
+
+def traced(form: Callable[..., None], arguments: tuple[float, ...]) -> None:
+    """A call that torch's profiler sees: its traces have torch's own operations only."""
+    with torch.profiler.record_function(form.__name__.strip("_")):
+        form(*arguments)
+
+
 class Kernel:
     """A function whose `numba.prange` runs in this thread or in torch.get_num_threads() of them.
 
@@ -147,7 +164,11 @@ class Kernel:
             form = self._parallel
         if _thread.calls is not None:
             _thread.calls.append((form, arguments))
-        form(*arguments)
+            form(*arguments)  # not traced: what watches a step that is recorded would see the trace in it
+        elif torch.autograd._profiler_enabled():  # type: ignore[no-untyped-call]
+            traced(form, arguments)
+        else:
+            form(*arguments)
 
     def compile(self) -> None:
         """The forms that are of use with as many threads as torch has."""
