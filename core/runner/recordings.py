@@ -24,6 +24,7 @@ from core.runner.input_batch import InputBatch
 
 MAX_ROWS = 16
 """Larger steps are long enough for Python not to matter, and so many rows' activations of all layers are few beside the weights."""
+_ALLOCATIONS = frozenset({"empty", "empty_like"})
 _VIEWS = frozenset({
     *("view", "view_as", "flatten", "unflatten", "reshape", "contiguous", "split", "chunk", "narrow", "select", "unbind"),
     *("transpose", "permute", "squeeze", "unsqueeze", "expand", "detach", "__getitem__", "t", "to", "float"),
@@ -59,15 +60,15 @@ class _Watch(TorchFunctionMode):
         name = func.__name__
         if name in _QUESTIONS:
             return func(*args, **(kwargs or {}))
-        if func is torch.empty and not kwargs and len(args) == 1 and args[0][:1] == (self._count,):
-            return self._give(args[0])
-        if func is torch.empty_like and not kwargs and args[0].is_contiguous() and len(args[0]) == self._count:
-            return (
-                self._give(tuple(args[0].shape)) if args[0].dtype is torch.float32 else self._note(func, args, kwargs)
-            )
-        if name not in _VIEWS:
+        if kwargs or not args or name not in _VIEWS | _ALLOCATIONS:
             return self._note(func, args, kwargs)
-        result = func(*args, **(kwargs or {}))
+        if name in _ALLOCATIONS:
+            shape = args[0].shape if isinstance(args[0], torch.Tensor) else args[0]
+            plain = name == "empty" or (args[0].is_contiguous() and args[0].dtype is torch.float32)
+            if len(args) == 1 and isinstance(shape, tuple) and shape[:1] == (self._count,) and plain:
+                return self._give(tuple(shape))
+            return self._note(func, args, kwargs)
+        result = func(*args)
         whose = args[0].untyped_storage().data_ptr()
         parts = result if isinstance(result, tuple | list) else (result,)
         if any(part.untyped_storage().data_ptr() != whose for part in parts):

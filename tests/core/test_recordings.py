@@ -113,3 +113,18 @@ def test_a_trace_of_the_first_steps_does_not_end_recording(checkpoint, tmp_path)
     (trace,) = tmp_path.iterdir()
     names = {e.get("name") for e in json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]}
     assert names >= {"linear", "decode_attention", "rope_and_cache", "rms_norm"}
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [lambda x: torch.empty(5), lambda x: torch.empty_like(x[0, 0]), lambda x: torch.reshape(input=x, shape=(-1,))],
+    ids=["a number", "no dimension", "by name"],
+)
+def test_calls_of_other_forms_are_no_error(checkpoint, monkeypatch, strange):
+    folder = str(checkpoint("llama"))
+    with Engine(folder, skip_tokenizer_init=True) as engine:
+        expected = answers(engine)
+    plain = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: (strange(x), plain(self, x))[1])
+    with Engine(folder, skip_tokenizer_init=True) as engine:
+        assert answers(engine) == expected and recorded(engine).reason
