@@ -27,7 +27,11 @@ def test_in_a_pipe_lines_are_plain():
     text = "\n".join(lines)
     assert ESCAPE not in text and "\r" not in text
     assert "attention_backend: numba (on a CPU)" in lines and "device: cpu (1 thread)" in text
-    assert re.search(r"^start-up: import [\d.]+ s, .*load weights [\d.]+ s, .*allocate cache [\d.]+ s, compile kernels [\d.]+ s$", text, re.M)
+    assert re.search(
+        r"^start-up: import [\d.]+ s, .*load weights [\d.]+ s, .*allocate cache [\d.]+ s, compile kernels [\d.]+ s$",
+        text,
+        re.M,
+    )
     assert re.search(r"^memory: weights [\d.]+ MiB, kv_cache [\d.,]+ MiB$", text, re.M)
     assert re.search(r"^KV cache: [\d,]+ blocks of 16 tokens, ", text, re.M)
     assert re.search(r"^serving demo on http://127.0.0.1:\d+ \(OpenAI API: .*/v1\), ready after [\d.]+ s$", text, re.M)
