@@ -54,7 +54,8 @@ class Ticket:
         finite = self._tensors["finite"].numpy()
         errors = {}
         if not finite.all():
-            errors = {int(rows[i]): "the model gave no finite logits for this sequence" for i in np.nonzero(~finite)[0]}
+            broken = rows[np.nonzero(finite == 0)[0]].tolist()
+            errors = dict.fromkeys(broken, "the model gave no finite logits for this sequence")
         embeddings = {}
         for row, vector in zip(
             self.pooled_rows, self._tensors["pooled"].numpy() if self.pooled_rows else (), strict=True
@@ -260,6 +261,9 @@ class ModelRunner:
         plain = not (needs[sampled] & (Needs.EDITS | Needs.PENALTIES | Needs.LOGPROBS)).any()
         if plain and dispatch.on_gpu(logits):
             return self._sample_plain(logits, rows, positions, needs[sampled], masks), []
+        if plain and masks is None and not (needs[sampled] & Needs.RANDOM).any() and dispatch.on_cpu(logits):
+            found = torch.from_numpy(dispatch.greedy(logits, rows, positions.astype(np.int64), self.batch.token_ids))
+            return {"tokens": found[0], "finite": found[1]}, []
         rows_device = self.batch.send(rows)
         logits = logits.float()
         finite = logits.amax(-1).isfinite()

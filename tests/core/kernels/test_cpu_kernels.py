@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ pytest.importorskip("numba")
 from torch.nn import functional
 
 from core.kernels import references
-from core.kernels.cpu import embedding, linear, rms_norm, rope
+from core.kernels.cpu import embedding, linear, rms_norm, rope, sampling
 
 
 @pytest.fixture(params=[1, 2], autouse=True)
@@ -149,3 +150,27 @@ def test_embedding():
     close(embedding.embedding(ids, table), table[ids])
     close(embedding.embedding(ids.repeat(2)[::2], table), table[ids.repeat(2)[::2]])
     assert embedding.embedding(torch.tensor([3, 10, -1]), table).isnan().any(1).tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize("vocab_size", [2, 63, 300, 70_001])
+def test_greedy(vocab_size):
+    """As torch.argmax: the first of equals; a row whose highest logit is no finite number is told."""
+    logits = torch.randn(8, vocab_size)
+    logits[1, vocab_size // 2] = float("nan")
+    logits[2, vocab_size // 3] = float("inf")
+    logits[3] = float("-inf")
+    logits[4, : vocab_size // 2] = float("-inf")
+    logits[5, vocab_size // 4 :] = 99.0
+    logits[6] = 0.0
+    logits[7, 0], logits[7, -1] = float("nan"), 99.0
+    rows, places = np.array([3, 0, 1, 8, 2, 5, 7, 6]), np.arange(8) + 5
+    token_ids = torch.zeros(9, 13, dtype=torch.int32)
+    tokens, finite = sampling.greedy(logits, rows, places, token_ids)
+    assert finite.tolist() == logits.amax(-1).isfinite().tolist() == [True, *[False] * 3, *[True] * 3, False]
+    for i in (0, 4, 5, 6):
+        assert tokens[i] == logits[i].argmax()
+    assert ((tokens >= 0) & (tokens < vocab_size)).all()
+    assert token_ids[rows, places].tolist() == tokens.tolist() and token_ids.count_nonzero() == np.count_nonzero(tokens)
+    strided, wide = torch.randn(2, 2 * vocab_size)[:, ::2], torch.zeros(2, 2, dtype=torch.int32)
+    mine = sampling.greedy(strided, np.arange(2), np.zeros(2, np.int64), wide)[0]
+    assert mine.tolist() == strided.argmax(-1).tolist()
