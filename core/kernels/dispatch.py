@@ -23,10 +23,6 @@ log = logging.getLogger("backplane")
 
 MIN_CAPABILITY = (8, 0)
 """Ampere: what bf16 matrix instructions and asynchronous copies need."""
-LINEAR_ROWS = 8192
-"""Larger products are cut. cuBLAS on an H100, gate_up of Llama-3.1-8B: 16384 rows 5.46 ms, twice 8192 4.82 ms."""
-GATED_ROWS = 1024
-"""The same where SiLU follows: the pieces stay in the L2 cache in part, and the wide result is never whole in memory."""
 
 
 @functools.cache
@@ -123,21 +119,17 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
 
 def _few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, silu: bool) -> torch.Tensor | None:
     """By a kernel that is bound by reading the weight alone; None: the library is as good."""
-    from core.kernels import skinny_linear, wide_linear
-    from core.kernels.linear_configs import WideConfig
+    from core.kernels import skinny_linear, tiled_linear, wide_linear
+    from core.kernels.linear_configs import TiledConfig, WideConfig
 
     config = skinny_linear.choose_config(x, weight, silu)
     if config is None:
         return None
+    if isinstance(config, TiledConfig):
+        return tiled_linear.tiled_linear(x, weight, bias, silu, config=config)
     if isinstance(config, WideConfig):
         return wide_linear.wide_linear(x, weight, bias, silu, config=config)
     return skinny_linear.skinny_linear(x, weight, bias, silu, config)
-
-
-def _piece(rows: int, about: int) -> int:
-    """Rows of one of the pieces, all about as large, that so many rows are cut into."""
-    count = max(1, round(rows / about))
-    return -(-rows // (count * 128)) * 128 if count > 1 else rows
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -148,41 +140,13 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
         from core.kernels.fixed_linear import fixed_linear
 
         return fixed_linear(x, weight, bias)
-    if not on_gpu(x):
-        return functional.linear(x, weight, bias)
-    found = _few_rows(x, weight, bias, False)
-    if found is not None:
-        return found
-    size = _piece(len(x), LINEAR_ROWS)
-    if len(x) <= size or x.dim() != 2:
-        return functional.linear(x, weight, bias)
-    out = torch.empty(len(x), len(weight), dtype=x.dtype, device=x.device)
-    for rows, into in zip(x.split(size), out.split(size), strict=True):
-        if bias is None:
-            torch.mm(rows, weight.t(), out=into)
-        else:
-            torch.addmm(bias, rows, weight.t(), out=into)
-    return out
+    found = _few_rows(x, weight, bias, False) if on_gpu(x) else None
+    return functional.linear(x, weight, bias) if found is None else found
 
 
 def linear_silu_and_mul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """silu(x Wg^T) * (x Wu^T) with weight = [Wg; Wu]; few rows: one kernel."""
     if on_cpu(x):
         return _cpu("linear").linear_silu_and_mul(x, weight)  # type: ignore[no-any-return]
-    if not on_gpu(x) or is_fixed_order():
-        return silu_and_mul(linear(x, weight))
-    found = _few_rows(x, weight, None, True)
-    if found is not None:
-        return found
-    size = _piece(len(x), GATED_ROWS)
-    if len(x) <= size or x.dim() != 2:
-        return silu_and_mul(functional.linear(x, weight))
-    from core.kernels import activation
-
-    out = torch.empty(len(x), len(weight) // 2, dtype=x.dtype, device=x.device)
-    wide = torch.empty(size, len(weight), dtype=x.dtype, device=x.device)
-    for rows, into in zip(x.split(size), out.split(size), strict=True):
-        piece = wide[: len(rows)]
-        torch.mm(rows, weight.t(), out=piece)
-        activation.silu_and_mul(piece, out=into)
-    return out
+    found = _few_rows(x, weight, None, True) if on_gpu(x) and not is_fixed_order() else None
+    return silu_and_mul(linear(x, weight)) if found is None else found
