@@ -91,24 +91,43 @@ py-modules = ["{module}"]
 
 
 @pytest.fixture(scope="session")
-def install_package() -> Callable[[Path, str, str], Path]:
-    """install_package(folder, name, source) -> folder/site, with a stranger's distribution of one module, built by pip.
+def install_package() -> Callable[..., Path]:
+    """install_package(folder, name, source, name, source, ...) -> folder/site, with a stranger's distribution of one module
+    for every name, built by pip.
 
-    Its entry point has the module's name: `name` with underscores.
+    Their entry points have the modules' names: `name` with underscores.
     """
 
-    def install(folder: Path, name: str, source: str) -> Path:
-        module = name.replace("-", "_")
-        project = folder / name
-        project.mkdir()
-        (project / "pyproject.toml").write_text(PROJECT.format(name=name, module=module))
-        (project / f"{module}.py").write_text(source)
+    def install(folder: Path, *names_and_sources: str) -> Path:
+        projects = []
+        for name, source in zip(names_and_sources[::2], names_and_sources[1::2], strict=True):
+            module = name.replace("-", "_")
+            project = folder / name
+            project.mkdir()
+            (project / "pyproject.toml").write_text(PROJECT.format(name=name, module=module))
+            (project / f"{module}.py").write_text(source)
+            projects.append(str(project))
         site = folder / "site"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-        subprocess.run([*command, "--target", str(site), str(project)], check=True, capture_output=True)
+        subprocess.run([*command, "--target", str(site), *projects], check=True, capture_output=True)
         return site
 
     return install
+
+
+@pytest.fixture(scope="session")
+def write_package() -> Callable[[Path, str, str], None]:
+    """write_package(site, name, source): what `install_package` leaves in its `site`, without pip, which takes two seconds."""
+
+    def write(site: Path, name: str, source: str) -> None:
+        module = name.replace("-", "_")
+        (site / f"{module}.py").write_text(source)
+        info = site / f"{module}-0.3.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.3\n")
+        (info / "entry_points.txt").write_text(f"[backplane.plugins]\n{module} = {module}\n")
+
+    return write
 
 
 @pytest.fixture(scope="session")

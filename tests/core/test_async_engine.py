@@ -6,7 +6,9 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +30,19 @@ def run(checkpoint, test, **options):
     asyncio.run(main())
 
 
+@pytest.fixture(scope="module")
+def shared(checkpoint) -> Callable[[Callable[[AsyncEngine], Any]], None]:
+    """shared(test): run it with an engine that all tests share which leave theirs alive and empty."""
+    with asyncio.Runner() as runner:
+        engine = AsyncEngine(EngineConfig.from_options(model=str(checkpoint("llama"))))
+        runner.run(engine.start())
+
+        yield lambda test: runner.run(asyncio.wait_for(test(engine), 60))
+        stats = runner.run(engine.stats())
+        assert stats.num_running == stats.num_waiting == 0 and stats.num_free_blocks == stats.num_blocks
+        runner.run(engine.shutdown())
+
+
 async def text_of(engine, prompt, params, kind="delta"):
     text, tokens = "", []
     async for output in engine.generate(prompt, params, output_kind=kind):
@@ -36,7 +51,7 @@ async def text_of(engine, prompt, params, kind="delta"):
     return text, tokens
 
 
-def test_fifty_at_once_and_every_kind_of_output_agrees(checkpoint):
+def test_fifty_at_once_and_every_kind_of_output_agrees(shared):
     async def test(engine):
         params = [SamplingParams(seed=i, max_tokens=20 + i % 7, ignore_eos=True) for i in range(50)]
         deltas = await asyncio.gather(*(text_of(engine, f"hello {i}", p) for i, p in enumerate(params)))
@@ -47,10 +62,10 @@ def test_fifty_at_once_and_every_kind_of_output_agrees(checkpoint):
         stats = await engine.stats()
         assert stats.num_free_blocks == stats.num_blocks and stats.num_running == 0
 
-    run(checkpoint, test)
+    shared(test)
 
 
-def test_leaving_a_stream_frees_its_blocks(checkpoint):
+def test_leaving_a_stream_frees_its_blocks(shared):
     async def test(engine):
         stream = engine.generate("hello", SamplingParams(max_tokens=200, ignore_eos=True, n=3), output_kind="delta")
         await anext(stream)
@@ -62,10 +77,10 @@ def test_leaving_a_stream_frees_its_blocks(checkpoint):
             await asyncio.sleep(0.01)
         assert stats.num_running == 0 and stats.num_free_blocks == stats.num_blocks
 
-    run(checkpoint, test)
+    shared(test)
 
 
-def test_bad_requests_leave_others_alone(checkpoint):
+def test_bad_requests_leave_others_alone(shared):
     async def test(engine):
         good = asyncio.create_task(text_of(engine, "hello", SamplingParams(seed=1, max_tokens=40, ignore_eos=True)))
         with pytest.raises(RequestError, match="shorten the prompt"):
@@ -74,9 +89,10 @@ def test_bad_requests_leave_others_alone(checkpoint):
             one = engine.generate("a", SamplingParams(max_tokens=100, ignore_eos=True), "same", output_kind="delta")
             await anext(one)
             await anext(engine.generate("b", SamplingParams(), "same"))
+        await one.aclose()
         assert len((await good)[1]) == 40
 
-    run(checkpoint, test)
+    shared(test)
 
 
 def test_a_killed_engine_is_noticed_at_once(checkpoint):
@@ -105,7 +121,7 @@ def test_a_start_that_fails_says_why(checkpoint):
     asyncio.run(main())
 
 
-def test_an_idle_engine_uses_no_processor(checkpoint):
+def test_an_idle_engine_uses_no_processor(shared):
     async def test(engine):
         await text_of(engine, "hello", SamplingParams(max_tokens=5))
 
@@ -118,10 +134,10 @@ def test_an_idle_engine_uses_no_processor(checkpoint):
         await asyncio.sleep(1.5)
         assert ticks() - before <= 3  # of 150
 
-    run(checkpoint, test)
+    shared(test)
 
 
-def test_a_slow_reader_gets_everything(checkpoint):
+def test_a_slow_reader_gets_everything(shared):
     """The engine ends the request while its reader is still busy with an earlier output."""
 
     async def test(engine):
@@ -137,7 +153,7 @@ def test_a_slow_reader_gets_everything(checkpoint):
             assert new.finish_reason == "length"
             assert (text, tokens) == await text_of(engine, "hello", params, "final")
 
-    run(checkpoint, test)
+    shared(test)
 
 
 def test_an_engine_started_again_counts_on(checkpoint):

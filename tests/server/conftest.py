@@ -154,9 +154,35 @@ def demo_server(tiny_model: Path):
     running.stop()
 
 
+@pytest.fixture(scope="session")
+def keyed_server(tiny_model: Path):
+    """A server that wants a key: `secret` or `another`."""
+    running = Server(tiny_model, server={"api_key": ("secret", "another")})
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def narrow_server(tiny_model: Path):
+    """A server of one row and one place in its queue."""
+    running = Server(tiny_model, {"max_num_seqs": 1, "max_queued_requests": 1})
+    yield running
+    running.stop()
+
+
 @pytest.fixture
 def start_server(tiny_model: Path):
     """start_server(engine={...}, server={...}, env={...}) -> Server, stopped at the end."""
+    yield from _starter(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def start_module_server(tiny_model: Path):
+    """As start_server, for a server that the tests of a module share."""
+    yield from _starter(tiny_model)
+
+
+def _starter(tiny_model: Path):
     started: list[Server] = []
 
     def start(engine: dict | None = None, server: dict | None = None, env: dict | None = None) -> Server:

@@ -131,13 +131,13 @@ def test_limits_of_a_key_over_tls(start_server, tmp_path):
         assert again.status_code == 200
 
 
-def test_a_full_queue_says_when_to_come_back(start_server):
-    server = start_server(engine={"max_num_seqs": 1, "max_queued_requests": 1})
+def test_a_full_queue_says_when_to_come_back(narrow_server):
     results = []
 
     def ask():
         body = {"prompt": "the", "max_tokens": 200, "ignore_eos": True}
-        results.append(httpx.post(f"{server.url}/v1/chat/completions", json={**body, "messages": MESSAGES}, timeout=60))
+        body["messages"] = MESSAGES
+        results.append(httpx.post(f"{narrow_server.url}/v1/chat/completions", json=body, timeout=60))
 
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for t in threads:

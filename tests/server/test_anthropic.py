@@ -204,10 +204,9 @@ def test_errors_have_this_apis_shape(server, body, status, kind, words):
     assert words in said["error"]["message"], said
 
 
-def test_keys_by_either_header(start_server):
-    server = start_server(server={"api_key": ("secret",)})
+def test_keys_by_either_header(keyed_server):
     for key, auth, ok in (("secret", None, True), (None, "secret", True), ("wrong", None, False)):
-        with anthropic.Anthropic(base_url=server.url, api_key=key, auth_token=auth, max_retries=0) as client:
+        with anthropic.Anthropic(base_url=keyed_server.url, api_key=key, auth_token=auth, max_retries=0) as client:
             if ok:
                 assert client.messages.create(model="tiny", max_tokens=2, messages=HELLO).content is not None
                 continue

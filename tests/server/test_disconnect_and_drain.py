@@ -78,24 +78,23 @@ def test_second_sigterm_stops(start_server):
         assert time.monotonic() - began < 10
 
 
-def test_keys(start_server):
-    server = start_server(server={"api_key": ("one", "two")})
+def test_keys(keyed_server):
+    server = keyed_server
     for path in ("/health", "/live", "/ready", "/version", "/metrics"):
         assert httpx.get(server.url + path).status_code == 200
-    for headers in ({}, {"Authorization": "Bearer three"}, {"Authorization": "Basic one"}):
+    for headers in ({}, {"Authorization": "Bearer third"}, {"Authorization": "Basic secret"}):
         answer = httpx.get(f"{server.url}/v1/models", headers=headers)
         assert answer.status_code == 401 and answer.json()["error"]["type"] == "authentication_error"
-    for key in ("one", "two"):
+    for key in ("secret", "another"):
         assert httpx.get(f"{server.url}/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
 
 
-def test_queue_full_is_429(start_server):
-    server = start_server(engine={"max_num_seqs": 1, "max_queued_requests": 1})
+def test_queue_full_is_429(narrow_server):
     results = []
     threads = [
         threading.Thread(
             target=lambda: results.append(
-                httpx.post(f"{server.url}/v1/completions", json={**LONG, "max_tokens": 200}, timeout=60)
+                httpx.post(f"{narrow_server.url}/v1/completions", json={**LONG, "max_tokens": 200}, timeout=60)
             )
         )
         for _ in range(6)

@@ -74,7 +74,8 @@ def serve(tiny_model: Path, path: str, *options: str) -> subprocess.CompletedPro
         (MODULE.format(name="bad_routes", path="/y").replace("return [hello, shout]", "return 5"), "is no list"),
     ],
 )
-def test_routes_that_cannot_be_served_stop_the_start(tmp_path, tiny_model, install_package, source, words):
-    path = path_with(install_package(tmp_path, "bad_routes", source))
+def test_routes_that_cannot_be_served_stop_the_start(tmp_path, tiny_model, write_package, source, words):
+    write_package(tmp_path, "bad_routes", source)
+    path = path_with(tmp_path)
     ended = serve(tiny_model, path)
     assert ended.returncode == 1 and words in ended.stderr and "--disable-plugin bad_routes" in ended.stderr

@@ -79,13 +79,28 @@ def collector():
     running.close()
 
 
+@pytest.fixture(scope="module")
+def module_collector():
+    running = Collector()
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def module_server(module_collector, start_module_server):
+    env = {"OTEL_BSP_SCHEDULE_DELAY": "100"}  # ms between two exports
+    return start_module_server(server={"otlp_traces_endpoint": module_collector.url}, env=env)
+
+
 @pytest.fixture
-def traced(collector, start_server, monkeypatch):
-    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")  # ms between two exports
-    return start_server(server={"otlp_traces_endpoint": collector.url})
+def traced(module_server, module_collector):
+    """A server and its collector, which has no spans yet."""
+    module_collector.spans.clear()
+    return module_server, module_collector
 
 
-def test_one_span_a_request_that_continues_the_callers_trace(traced, collector):
+def test_one_span_a_request_that_continues_the_callers_trace(traced):
+    server, collector = traced
     body = {
         "messages": [{"role": "user", "content": "hello"}],
         "max_tokens": 7,
@@ -96,7 +111,7 @@ def test_one_span_a_request_that_continues_the_callers_trace(traced, collector):
     }
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01", "x-request-id": "mine"}
     before_ns = time.time_ns()
-    answer = httpx.post(traced.url + "/v1/chat/completions", json=body, headers=headers).json()
+    answer = httpx.post(server.url + "/v1/chat/completions", json=body, headers=headers).json()
     after_ns = time.time_ns()
     (span,) = collector.wait(1)
     assert span.trace_id.hex() == TRACE and span.parent_span_id.hex() == PARENT
@@ -120,8 +135,9 @@ def test_one_span_a_request_that_continues_the_callers_trace(traced, collector):
     assert not any("hello" in str(v) for v in found.values()), "texts stay out of traces"
 
 
-def test_streams_aborts_batches_and_what_is_not_sampled(traced, collector):
-    url = traced.url + "/v1/completions"
+def test_streams_aborts_batches_and_what_is_not_sampled(traced):
+    server, collector = traced
+    url = server.url + "/v1/completions"
     unsampled = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
     assert httpx.post(url, json={"prompt": "x", "max_tokens": 1}, headers=unsampled).status_code == 200
     # refused before the engine: no span

@@ -111,13 +111,13 @@ def test_a_conversation_with_a_model_of_its_own(terminal, tmp_path):
     assert chat.leave() == 0
 
 
-def test_lines_are_remembered_and_completed(terminal, tmp_path):
-    first = terminal("--temperature", "0", "--num-threads", "1")
+def test_lines_are_remembered_and_completed(terminal, demo_server, tmp_path):
+    first = terminal("--url", demo_server.url, "--temperature", "0")
     first.answer("What is 3 + 3?")
     first.child.sendline("/quit")
     first.child.expect(pexpect.EOF)
     assert (tmp_path / "state" / "backplane" / "chat_history").stat().st_mode & 0o077 == 0
-    again = terminal("--temperature", "0", "--num-threads", "1")
+    again = terminal("--url", demo_server.url, "--temperature", "0")
     again.child.send(UP + UP + "\r")  # over /quit to the line before it
     assert "3 + 3 = 6" in again.ready()
     again.child.send("/sys\tBe kind.\r")
@@ -170,8 +170,8 @@ def test_ctrl_c_ends_the_request_at_the_server(terminal, server):
     assert chat.leave() == 0
 
 
-def test_servers_that_cannot_be_talked_to_are_named(terminal, start_server, tmp_path):
-    locked = start_server(server={"api_key": ("secret",)})
+def test_servers_that_cannot_be_talked_to_are_named(terminal, keyed_server):
+    locked = keyed_server
     cases = [
         (["--url", "http://127.0.0.1:9"], r"127\.0\.0\.1:9/v1/: .*refused"),
         (["--url", locked.url], r"401: .*give --api-key"),

@@ -25,7 +25,7 @@ def test_a_machine_that_is_well():
     assert done.stdout.splitlines()[-1] == "all is well" and "\x1b[" not in done.stdout
 
 
-def test_what_is_wrong_is_named(tmp_path: Path):
+def test_what_is_wrong_is_named(tmp_path: Path, write_package):
     for name, source in (
         ("broken", "import nothing_of_that_name\n"),
         (
@@ -34,11 +34,7 @@ def test_what_is_wrong_is_named(tmp_path: Path):
             "    register('LlamaForCausalLM', 'plugins.models.llama:LlamaForCausalLM')\n",
         ),
     ):
-        (tmp_path / f"{name}.py").write_text(source)
-        info = tmp_path / f"{name}-0.3.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.3\n")
-        (info / "entry_points.txt").write_text(f"[backplane.plugins]\n{name} = {name}\n")
+        write_package(tmp_path, name, source)
     done = doctor(site=tmp_path)
     assert done.returncode == 1
     assert "broken of broken is broken: ModuleNotFoundError" in done.stdout

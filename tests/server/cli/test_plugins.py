@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -192,16 +192,11 @@ MISTAKES = {
 
 
 @pytest.fixture(scope="module")
-def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def mistakes(tmp_path_factory: pytest.TempPathFactory, write_package: Callable[[Path, str, str], None]) -> Path:
     """A folder as pip would leave it; pip itself installs the skeletons above."""
     site = tmp_path_factory.mktemp("mistakes")
     for name, (source, *_) in MISTAKES.items():
-        module = name.replace("-", "_")
-        (site / f"{module}.py").write_text(source)
-        info = site / f"{module}-0.3.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.3\n")
-        (info / "entry_points.txt").write_text(f"[backplane.plugins]\n{module} = {module}\n")
+        write_package(site, name, source)
     return site
 
 

@@ -221,9 +221,8 @@ def test_a_tool_call_is_shown_and_answered(open_page, demo_server):
     assert len(answer.locator(".text").inner_text()) > 5
 
 
-def test_the_servers_words_are_shown_and_markup_stays_text(open_page, start_server):
-    running = start_server(engine={"max_num_seqs": 2})
-    page = open_page(running.url)
+def test_the_servers_words_are_shown_and_markup_stays_text(open_page, server):
+    page = open_page(server.url)
     page.fill("[name=max_tokens]", "8")
     ask(page, "<img src=x onerror=alert(1)><b>hello</b>")
     answered(page)
@@ -231,9 +230,8 @@ def test_the_servers_words_are_shown_and_markup_stays_text(open_page, start_serv
     assert page.locator(".message[data-role=user] .text").inner_text() == "<img src=x onerror=alert(1)><b>hello</b>"
 
 
-def test_a_key_is_asked_for_and_kept_in_the_tab(open_page, start_server):
-    running = start_server(server={"api_key": ("secret",)})
-    page = open_page(running.url, ready=False, expect_401=True)
+def test_a_key_is_asked_for_and_kept_in_the_tab(open_page, keyed_server):
+    page = open_page(keyed_server.url, ready=False, expect_401=True)
     page.wait_for_selector("#key-dialog[open]")
     page.keyboard.type("wrong")
     page.keyboard.press("Enter")

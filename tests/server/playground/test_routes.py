@@ -41,8 +41,8 @@ def test_the_page_comes_from_the_server_alone(server):
         assert httpx.get(f"{server.url}/playground/{missing}").status_code == 404, missing
 
 
-def test_the_page_is_open_and_the_state_is_not(start_server):
-    running = start_server(server={"api_key": ("secret",)})
+def test_the_page_is_open_and_the_state_is_not(keyed_server):
+    running = keyed_server
     assert httpx.get(running.url + "/").status_code == 200
     assert httpx.get(running.url + "/playground/app.js").status_code == 200
     for path in ("/backplane/state", "/backplane/events"):
