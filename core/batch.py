@@ -52,6 +52,8 @@ class StepPlan:
     already; the device has all others"""
     num_common: int = 0
     """So many first tokens of every request are in the same blocks (whole blocks, all computed before the step)."""
+    all_decode: bool = False
+    """Every row brings one token and samples the next."""
     epochs: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     """int64 [R]: who held each row when the plan was made; commit ignores rows that changed hands"""
 

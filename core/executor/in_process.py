@@ -14,12 +14,13 @@ from core.config import EngineConfig
 from core.executor.attention_check import check_attention
 from core.executor.choices import Choices
 from core.executor.model_config import eos_token_ids
+from core.interfaces.executor import StepTicket
 from core.kernels import dispatch
 from core.progress import ProgressLine
 from core.registry import Registry
 from core.runner.input_batch import InputBatch
 from core.runner.memory import bytes_per_block, count_blocks
-from core.runner.model_runner import ModelRunner, Ticket
+from core.runner.model_runner import ModelRunner
 from core.runner.profiling import Profiling
 from core.sampling.rows import SamplingRows
 from core.weights import checkpoint_files, fill_dummy, finish_linears, load_weights
@@ -79,7 +80,7 @@ class InProcessExecutor:
         self._steps_to_trace = 0
         return self._profiling.stop()
 
-    def sample(self, masks: Bitmasks | None) -> Ticket:
+    def sample(self, masks: Bitmasks | None) -> StepTicket:
         return self.runner.sample(masks)
 
     def shutdown(self) -> None:

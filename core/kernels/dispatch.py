@@ -67,7 +67,7 @@ def _cpu(name: str) -> ModuleType:
 
 def compile_cpu_kernels(progress: Callable[[int, int], None]) -> None:
     """Where on_cpu() holds: compile what is not kept from an earlier start. progress: (done, of how many)"""
-    for name in ("embedding", "linear", "rms_norm", "rope", "sampling"):
+    for name in ("batch", "embedding", "linear", "rms_norm", "rope", "sampling"):
         _cpu(name)
     _cpu("jit").compile_kernels(progress)
 
@@ -79,9 +79,14 @@ def embedding(ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return table.index_select(0, ids)
 
 
-def greedy(logits: torch.Tensor, rows: np.ndarray, places: np.ndarray, token_ids: torch.Tensor) -> np.ndarray:
-    """Where on_cpu() holds. See core/kernels/cpu/sampling.py."""
-    return _cpu("sampling").greedy(logits, rows, places, token_ids)  # type: ignore[no-any-return]
+def greedy(logits: torch.Tensor, rows: np.ndarray, places: np.ndarray, token_ids: torch.Tensor) -> torch.Tensor:
+    """Where on_cpu() holds: into token_ids[rows, places] the token with the highest logit.
+
+    logits: [n, vocab]; rows, places: int32 [n] -> int32 [2, n]: the tokens, and 1 where the highest logit is finite
+    """
+    found = torch.empty((2, len(rows)), dtype=torch.int32)
+    _cpu("sampling").greedy(logits, torch.from_numpy(rows), torch.from_numpy(places), token_ids, found)
+    return found
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from core.batch import Bitmasks, StepPlan, StepResult
 from core.interfaces.attention import AttentionBackend
+from core.interfaces.executor import StepTicket
 from core.interfaces.model import Model
 from core.kernels import dispatch
 from core.kernels.launch import fixed_order
@@ -54,8 +55,7 @@ class Ticket:
         finite = self._tensors["finite"].numpy()
         errors = {}
         if not finite.all():
-            broken = rows[np.nonzero(finite == 0)[0]].tolist()
-            errors = dict.fromkeys(broken, "the model gave no finite logits for this sequence")
+            errors = _errors(rows, finite)
         embeddings = {}
         for row, vector in zip(
             self.pooled_rows, self._tensors["pooled"].numpy() if self.pooled_rows else (), strict=True
@@ -71,6 +71,23 @@ class Ticket:
                 assert request is not None
                 logprobs[int(rows[i])] = to_message(ids[j], values[j], ranks[j], request.params.logprobs or 0)
         return StepResult(tokens, logprobs, self.prompt_logprobs, errors, embeddings)
+
+
+class ChosenTicket:
+    """The results of a step that chose its tokens itself."""
+
+    def __init__(self, plan: StepPlan, chosen: np.ndarray) -> None:
+        """chosen: int32 [2, R], tokens and whether their logits are finite"""
+        self._plan, self._chosen = plan, chosen
+
+    def result(self) -> StepResult:
+        tokens, finite = self._chosen
+        return StepResult(tokens, errors={} if finite.all() else _errors(self._plan.rows, finite))
+
+
+def _errors(rows: np.ndarray, finite: np.ndarray) -> dict[int, str]:
+    broken = rows[finite == 0].tolist()
+    return dict.fromkeys(broken, "the model gave no finite logits for this sequence")
 
 
 class ModelRunner:
@@ -93,6 +110,8 @@ class ModelRunner:
         self.pooler = Pooler(batch)
         self._launched: tuple[StepPlan, torch.Tensor, torch.Tensor | None] | None = None
         """The plan, its hidden states and, if a graph made them, its logits."""
+        self._has_chosen = False
+        """The launched step has chosen its tokens already."""
         self.graphs: Any = None
         """core.runner.graphs.StepGraphs, once captured, or core.runner.recordings.StepRecordings"""
 
@@ -175,11 +194,23 @@ class ModelRunner:
         jobs += [lambda w=w: choose(*w) for w in ((True, False), (False, False), (True, True), (False, True))]  # type: ignore[misc]
         return jobs
 
-    @torch.inference_mode()
     def launch(self, plan: StepPlan) -> None:
         """Queue the forward pass of a plan."""
-        with fixed_order(self._fixed_order):
+        self._has_chosen = False
+        if plan.all_decode and self.batch.on_host and self.graphs is not None and self._replay(plan):
+            return
+        with torch.inference_mode(), fixed_order(self._fixed_order):
             self._launch(plan)
+
+    def _replay(self, plan: StepPlan) -> bool:
+        """Run a step that is recorded, if it is, with no operation of torch: each would cost a percent of a small model's step."""
+        self.batch.apply(plan)
+        choose = not self.sampling.needs[plan.rows].any()
+        recording = self.graphs.replay(plan, choose)
+        if recording is None:
+            return False
+        self._launched, self._has_chosen = (plan, recording.hidden, recording.logits), choose
+        return True
 
     def _launch(self, plan: StepPlan) -> None:
         if plan.new_rows:
@@ -211,10 +242,12 @@ class ModelRunner:
             return self.batch.send(last)
         return self.batch.send(last[plan.samples] if plan.samples.any() else last[-1:])
 
-    @torch.inference_mode()
-    def sample(self, masks: Bitmasks | None) -> Ticket:
+    def sample(self, masks: Bitmasks | None) -> StepTicket:
         """Choose the next tokens of the launched plan; they stand in the rows before this returns to the device."""
-        with fixed_order(self._fixed_order):
+        if self._has_chosen and masks is None and self._launched is not None:
+            plan, self._launched = self._launched[0], None
+            return ChosenTicket(plan, self.graphs.chosen(len(plan.rows)))
+        with torch.inference_mode(), fixed_order(self._fixed_order):
             return self._results(masks)
 
     def _results(self, masks: Bitmasks | None) -> Ticket:
@@ -262,8 +295,8 @@ class ModelRunner:
         if plain and dispatch.on_gpu(logits):
             return self._sample_plain(logits, rows, positions, needs[sampled], masks), []
         if plain and masks is None and not (needs[sampled] & Needs.RANDOM).any() and dispatch.on_cpu(logits):
-            found = torch.from_numpy(dispatch.greedy(logits, rows, positions.astype(np.int64), self.batch.token_ids))
-            return {"tokens": found[0], "finite": found[1]}, []
+            tokens, finite = dispatch.greedy(logits, plan.rows[sampled], positions, self.batch.token_ids)
+            return {"tokens": tokens, "finite": finite}, []
         rows_device = self.batch.send(rows)
         logits = logits.float()
         finite = logits.amax(-1).isfinite()

@@ -1,9 +1,9 @@
 """Decode steps on a CPU, recorded: what CUDA graphs are on a GPU.
 
 A step of few decodes is some sixty kernel calls, always the same ones with the same addresses; of a small model's step the
-Python around them is the larger half. The first step of each size runs as usual and is written down; the next ones write
-their tokens, places and lengths into the arrays that the first had, and make the calls. A model of which
-anything but kernels and views takes part is not recorded: it runs as it did.
+Python around them is the larger half, and the threads that meet and part at each of them most of the rest. The first step of
+each size runs as usual and is written down; the next ones are one call, from the rows' tokens to the likeliest next ones,
+by one team of threads. A model of which anything but kernels and views takes part is not recorded: it runs as it did.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from core.batch import AttentionMetadata, ForwardBatch, StepPlan
 from core.interfaces.attention import AttentionBackend
 from core.interfaces.model import Model
 from core.kernels.cpu import jit
+from core.kernels.cpu.batch import prepare_decodes
+from core.kernels.cpu.sampling import greedy
 from core.runner.input_batch import InputBatch
 
 MAX_ROWS = 16
@@ -41,7 +43,8 @@ _QUESTIONS = frozenset({
 class Recording:
     """One size of step."""
 
-    calls: list[jit.Call]
+    program: jit.Program
+    """Its last call chooses the tokens."""
     hidden: torch.Tensor
     logits: torch.Tensor
 
@@ -99,42 +102,47 @@ class StepRecordings:
         self._model, self._backend, self._caches = model, backend, caches
         self._block_size = rows.block_size
         self._most = min(MAX_ROWS, rows.token_ids.shape[0])
-        self._token_ids, self._block_table = rows.token_ids.numpy(), rows.block_table.numpy()
+        self._token_ids, self._block_table = rows.token_ids, rows.block_table
         self._input_ids, self._positions, self._slots = torch.zeros(3, self._most, dtype=torch.int64)
         self._seq_lens = torch.zeros(self._most, dtype=torch.int32)
         self._table = torch.zeros(self._most, rows.block_table.shape[1], dtype=torch.int32)
-        self._views = [t.numpy() for t in (self._input_ids, self._positions, self._slots, self._seq_lens, self._table)]
+        self._packed, self._found = torch.zeros(2, 2, self._most, dtype=torch.int32)
+        self._packed_host, self._found_host = self._packed.numpy(), self._found.numpy()
         self._recordings: dict[int, Recording] = {}
         self._buffers: list[torch.Tensor] = []
         self.reason = ""
         """Why nothing is recorded any more."""
 
+    def replay(self, plan: StepPlan, choose: bool) -> Recording | None:
+        """Run the plan; its hidden states and logits are valid until the next call. None: nothing is recorded for it.
+
+        choose: write the likeliest token of each row into its place. `chosen` has them.
+        """
+        count = len(plan.rows)
+        recording = self._recordings.get(count) if plan.all_decode else None
+        if recording is not None:
+            self._packed_host[0, :count] = plan.rows
+            self._packed_host[1, :count] = plan.num_computed
+            recording.program.run(0 if choose else 1)
+        return recording
+
+    def chosen(self, count: int) -> np.ndarray:
+        """int32 [2, count]: tokens, and whether their logits are finite. The caller's own."""
+        return self._found_host[:, :count].copy()
+
     def run(self, plan: StepPlan) -> tuple[torch.Tensor, torch.Tensor] | None:
         """-> hidden states and logits of all rows, valid until the next call; None: it is no step for here."""
+        recording = self.replay(plan, False)
+        if recording is not None:
+            return recording.hidden, recording.logits
+        if not plan.all_decode or len(plan.rows) > self._most or self.reason:
+            return None
+        return self._record(plan)
+
+    def _record(self, plan: StepPlan) -> tuple[torch.Tensor, torch.Tensor]:
         count = len(plan.rows)
-        if count > self._most or plan.num_tokens != count or not plan.samples.all():
-            return None
-        recording = self._recordings.get(count)
-        if recording is None and self.reason:
-            return None
-        self._fill(plan, count)
-        if recording is None:
-            return self._record(count)
-        jit.replay(recording.calls)
-        return recording.hidden, recording.logits
-
-    def _fill(self, plan: StepPlan, count: int) -> None:
-        input_ids, positions, slots, seq_lens, table = self._views
-        rows, places = plan.rows, plan.num_computed
-        input_ids[:count] = self._token_ids[rows, places]
-        positions[:count] = places
-        seq_lens[:count] = places + 1
-        used = int(places.max()) // self._block_size + 1
-        table[:count, :used] = self._block_table[rows, :used]
-        blocks = table[np.arange(count), places // self._block_size].astype(np.int64)
-        slots[:count] = blocks * self._block_size + places % self._block_size
-
-    def _record(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self._packed_host[0, :count] = plan.rows
+        self._packed_host[1, :count] = plan.num_computed
         longest = self._table.shape[1] * self._block_size
         ones = np.ones(count, np.int32)
         meta = AttentionMetadata(
@@ -153,11 +161,28 @@ class StepRecordings:
         )
         batch = ForwardBatch(self._input_ids[:count], self._positions[:count], meta, self._caches)
         self._backend.plan(batch)
-        with jit.recording() as calls, _Watch(self._buffers, count, self._most) as watch:
-            hidden = self._model.forward(batch)
-            logits = self._model.logits(hidden)
+        with jit.recording() as calls:
+            prepare_decodes(
+                self._packed,
+                self._token_ids,
+                self._block_table,
+                self._block_size,
+                batch.input_ids,
+                batch.positions,
+                meta.slot_mapping,
+                meta.seq_lens,
+                meta.block_table,
+            )
+            with _Watch(self._buffers, count, self._most) as watch:
+                hidden = self._model.forward(batch)
+                logits = self._model.logits(hidden)
+            # whoever samples this step writes over it
+            greedy(logits, self._packed[0], self._packed[1], self._token_ids, self._found, later=1)
         if watch.others:
             self.reason = f"the model's step does {watch.others[0]}, which is no kernel"
             return hidden, logits
-        self._recordings[count] = Recording(calls, hidden, logits)
+        if not logits.is_contiguous() or logits.dtype is not torch.float32:
+            self.reason = f"the model's logits are {logits.dtype}, strides {logits.stride()}"
+            return hidden, logits
+        self._recordings[count] = Recording(jit.Program(calls), hidden, logits)
         return hidden, logits

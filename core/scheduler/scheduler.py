@@ -194,6 +194,7 @@ class Scheduler:
             block_copies=np.array(copies, np.int32).reshape(-1, 2),
             known_tokens=np.concatenate(known) if known else np.empty((0, 3), np.int32),
             num_common=0 if chunked else self._num_common(),
+            all_decode=not chunked and not state.num_pooling,
             epochs=state.epoch.take(rows),
         )
 

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("numba")
 from core import Engine, GuidedDecodingParams, SamplingParams
 from core.kernels import dispatch
+from core.runner.recordings import StepRecordings
 
 PROMPTS = [[5, 6, 7], [8, 9], [300, 2, 17, 4]]
 
@@ -20,12 +21,13 @@ def engine():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How many rows each call of the kernel had."""
-    counts = []
-    kernel = dispatch.greedy
+    """How many rows each step had whose tokens the kernel chose, alone or as a part of a recorded step."""
+    counts: list[int] = []
+    kernel, chosen = dispatch.greedy, StepRecordings.chosen
     monkeypatch.setattr(
         dispatch, "greedy", lambda logits, *more: (counts.append(len(logits)), kernel(logits, *more))[1]
     )
+    monkeypatch.setattr(StepRecordings, "chosen", lambda self, count: (counts.append(count), chosen(self, count))[1])
     return counts
 
 

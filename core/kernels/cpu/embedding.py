@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 
-from core.kernels.cpu.jit import Kernel, float32s, int64s
+from core.kernels.cpu.jit import Kernel, float32s, int64s, numbers, part
 
 
-def _embedding(ids_at, table_at, y_at, tokens, vocab_size, size):  # type: ignore[no-untyped-def]
+def _embedding(at, share, shares):  # type: ignore[no-untyped-def]
+    ids_at, table_at, y_at, tokens, vocab_size, size = numbers(at, 6)
     ids, table, y = int64s(ids_at, (tokens,)), float32s(table_at, (vocab_size, size)), float32s(y_at, (tokens, size))
-    for token in prange(tokens):
-        at = ids[token]
+    for token in part(tokens, share, shares):
+        row = ids[token]
         # an id that is none gives NaN, by which the sampler ends its request
-        known = at >= 0 and at < vocab_size
+        known = row >= 0 and row < vocab_size
         for i in range(size):
-            y[token, i] = table[at, i] if known else np.float32(np.nan)
+            y[token, i] = table[row, i] if known else np.float32(np.nan)
 
 
-_kernel = Kernel(_embedding, *[0] * 6)
+_kernel = Kernel(_embedding, "6q")
 
 
 def embedding(ids: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 from torch.nn import functional
 
-from core.kernels.cpu.jit import Kernel, float32s, inlined
+from core.kernels.cpu.jit import Kernel, float32s, inlined, numbers, part
 from core.kernels.references import silu_and_mul_reference
 
 MAX_ROWS = 160
@@ -63,10 +62,11 @@ def _put(y, bias, m, n0, n1, n2, n3, sums):  # type: ignore[no-untyped-def]
         y[m, n0], y[m, n1], y[m, n2], y[m, n3] = sums
 
 
-def _linear(x_at, w_at, bias_at, y_at, rows, outputs, inputs, biases):  # type: ignore[no-untyped-def]
+def _linear(at, share, shares):  # type: ignore[no-untyped-def]
+    x_at, w_at, bias_at, y_at, rows, outputs, inputs, biases = numbers(at, 8)
     x, w = float32s(x_at, (rows, inputs)), float32s(w_at, (outputs, inputs))
     y, bias = float32s(y_at, (rows, outputs)), float32s(bias_at, (biases,))
-    for tile in prange((outputs + TILE - 1) // TILE):
+    for tile in part((outputs + TILE - 1) // TILE, share, shares):
         last = min(outputs, tile * TILE + TILE) - 1
         for n0 in range(tile * TILE, last + 1, 4):
             # what is behind the last output is the last output again
@@ -93,10 +93,11 @@ def _put_silu(y, m, n0, n1, sums):  # type: ignore[no-untyped-def]
     y[m, n0], y[m, n1] = _silu(sums[0]) * sums[2], _silu(sums[1]) * sums[3]
 
 
-def _linear_silu_and_mul(x_at, w_at, y_at, rows, outputs, inputs):  # type: ignore[no-untyped-def]
+def _linear_silu_and_mul(at, share, shares):  # type: ignore[no-untyped-def]
     """outputs: of the product; the weight has twice as many, gate then up."""
+    x_at, w_at, y_at, rows, outputs, inputs = numbers(at, 6)
     x, w, y = float32s(x_at, (rows, inputs)), float32s(w_at, (2 * outputs, inputs)), float32s(y_at, (rows, outputs))
-    for tile in prange((outputs + TILE - 1) // TILE):
+    for tile in part((outputs + TILE - 1) // TILE, share, shares):
         last = min(outputs, tile * TILE + TILE) - 1
         for n0 in range(tile * TILE, last + 1, 2):
             n1 = min(n0 + 1, last)
@@ -113,8 +114,8 @@ def _linear_silu_and_mul(x_at, w_at, y_at, rows, outputs, inputs):  # type: igno
                 _put_silu(y, m, n0, n1, _four_by_one(x, w, n0, n1, u0, u1, m))
 
 
-_linear_kernel = Kernel(_linear, *[0] * 8)
-_silu_kernel = Kernel(_linear_silu_and_mul, *[0] * 6)
+_linear_kernel = Kernel(_linear, "8q")
+_silu_kernel = Kernel(_linear_silu_and_mul, "6q")
 
 
 def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 
-from core.kernels.cpu.jit import Kernel, float32s
+from core.kernels.cpu.jit import Kernel, float32s, numbers, part, real
 from core.kernels.references import add_rms_norm_reference, rms_norm_reference
 
 
-def _rms_norm(x_at, residual_at, weight_at, y_at, rows, size, eps, adds):  # type: ignore[no-untyped-def]
+def _rms_norm(at, share, shares):  # type: ignore[no-untyped-def]
     """adds: x is added to the residual first, in place."""
+    x_at, residual_at, weight_at, y_at, rows, size, eps, adds = numbers(at, 8)
     x, weight, y = float32s(x_at, (rows, size)), float32s(weight_at, (size,)), float32s(y_at, (rows, size))
     total = float32s(residual_at, (rows, size)) if adds else x
-    for row in prange(rows):
+    for row in part(rows, share, shares):
         squares = np.float32(0)
         if adds:
             for i in range(size):
@@ -24,12 +24,12 @@ def _rms_norm(x_at, residual_at, weight_at, y_at, rows, size, eps, adds):  # typ
         else:
             for i in range(size):
                 squares += x[row, i] * x[row, i]
-        factor = np.float32(1) / np.sqrt(squares / np.float32(size) + np.float32(eps))
+        factor = np.float32(1) / np.sqrt(squares / np.float32(size) + np.float32(real(eps)))
         for i in range(size):
             y[row, i] = total[row, i] * factor * weight[i]
 
 
-_kernel = Kernel(_rms_norm, *[0] * 6, 0.0, False)
+_kernel = Kernel(_rms_norm, "6qdq")
 
 
 def _fits(residual: torch.Tensor, x: torch.Tensor) -> bool:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 
-from core.kernels.cpu.jit import Kernel, float32s, inlined, int64s
+from core.kernels.cpu.jit import Kernel, float32s, inlined, int64s, numbers, part, real
 
 
 @inlined
@@ -31,10 +30,11 @@ def _rotate(head, angles):  # type: ignore[no-untyped-def]
         head[half + i] = second * angles[i] + first * angles[half + i]
 
 
-def _rope_and_cache(  # type: ignore[no-untyped-def]
-    qkv_at, angles_at, positions_at, slots_at, keys_at, values_at, q_weight_at, k_weight_at,
-    tokens, positions_in_table, rotary, slots_in_cache, heads, kv_heads, dim, norms, eps,
-):  # fmt: skip
+def _rope_and_cache(at, share, shares):  # type: ignore[no-untyped-def]
+    (
+        qkv_at, angles_at, positions_at, slots_at, keys_at, values_at, q_weight_at, k_weight_at,
+        tokens, positions_in_table, rotary, slots_in_cache, heads, kv_heads, dim, norms, eps,
+    ) = numbers(at, 17)  # fmt: skip
     qkv = float32s(qkv_at, (tokens, heads + 2 * kv_heads, dim))
     angles = float32s(angles_at, (positions_in_table, rotary))
     positions, slots = int64s(positions_at, (tokens,)), int64s(slots_at, (tokens,))
@@ -43,11 +43,11 @@ def _rope_and_cache(  # type: ignore[no-untyped-def]
         float32s(values_at, (slots_in_cache, kv_heads, dim)),
     )
     q_weight, k_weight = float32s(q_weight_at, (dim,)), float32s(k_weight_at, (dim,))
-    for token in prange(tokens):
+    for token in part(tokens, share, shares):
         mine = angles[positions[token]]
         for h in range(heads + kv_heads):
             if norms:
-                _norm(qkv[token, h], q_weight if h < heads else k_weight, eps)
+                _norm(qkv[token, h], q_weight if h < heads else k_weight, real(eps))
             _rotate(qkv[token, h], mine)
         slot = slots[token]
         if slot >= 0:
@@ -57,7 +57,7 @@ def _rope_and_cache(  # type: ignore[no-untyped-def]
                     values[slot, h, i] = qkv[token, heads + kv_heads + h, i]
 
 
-_kernel = Kernel(_rope_and_cache, *[0] * 15, False, 0.0)
+_kernel = Kernel(_rope_and_cache, "16qd")
 
 
 def rope_and_cache(

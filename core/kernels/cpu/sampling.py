@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 
-from core.kernels.cpu.jit import Kernel, float32s, inlined, int32s, int64s
+from core.kernels.cpu.jit import Kernel, float32s, inlined, int32s, numbers, part
 
 BLOCK = 64
 """Logits that are compared at a time, by vectors; where one is higher than all before, they are looked at one by one."""
@@ -30,33 +29,40 @@ def _highest(logits):  # type: ignore[no-untyped-def]
     return at, not broken and np.isfinite(highest)
 
 
-def _greedy(logits_at, rows_at, places_at, token_ids_at, found_at, count, vocab_size, width, num_rows):  # type: ignore[no-untyped-def]
-    """found: int32 [2, count], tokens and whether the highest logit is finite."""
-    logits, found = float32s(logits_at, (count, vocab_size)), int32s(found_at, (2, count))
-    rows, places = int64s(rows_at, (count,)), int64s(places_at, (count,))
+def _greedy(at, share, shares):  # type: ignore[no-untyped-def]
+    logits_at, rows_at, places_at, token_ids_at, found_at, count, most, vocab_size, width, num_rows, later = numbers(
+        at, 11
+    )
+    logits, found = float32s(logits_at, (count, vocab_size)), int32s(found_at, (2, most))
+    rows, places = int32s(rows_at, (count,)), int32s(places_at, (count,))
     token_ids = int32s(token_ids_at, (num_rows, width))
-    for i in prange(count):
+    for i in part(count, share, shares):
         token, finite = _highest(logits[i])
-        token_ids[rows[i], places[i]] = token
+        token_ids[rows[i], places[i] + later] = token
         found[0, i], found[1, i] = token, finite
 
 
-_kernel = Kernel(_greedy, *[0] * 9)
+_kernel = Kernel(_greedy, "11q")
 
 
-def greedy(logits: torch.Tensor, rows: np.ndarray, places: np.ndarray, token_ids: torch.Tensor) -> np.ndarray:
-    """-> int32 [2, n]: the tokens, of equals the first, and whether the highest logit is a finite number.
+def greedy(
+    logits: torch.Tensor,
+    rows: torch.Tensor,
+    places: torch.Tensor,
+    token_ids: torch.Tensor,
+    found: torch.Tensor,
+    later: int = 0,
+) -> None:
+    """Write the token with the highest logit, of equals the first, into token_ids[row, place + later].
 
-    logits: float32 [n, vocab]; rows, places: int64 [n], where the tokens are written in token_ids, int32 [num_rows, width],
-    contiguous.
+    logits: float32 [n, vocab]; rows, places: int32 [n or more]; token_ids: int32 [num_rows, width]; found: int32
+    [2, n or more], contiguous like all: the tokens, and 1 where the highest logit is a finite number, else 0.
     """
     logits = logits.contiguous()
     count, vocab_size = logits.shape
-    found = np.empty((2, count), np.int32)
     num_rows, width = token_ids.shape
     _kernel(
-        logits.numel(),
-        logits.data_ptr(), rows.ctypes.data, places.ctypes.data, token_ids.data_ptr(), found.ctypes.data,
-        count, vocab_size, width, num_rows,
+        logits.numel() if count > 1 else 0,
+        logits.data_ptr(), rows.data_ptr(), places.data_ptr(), token_ids.data_ptr(), found.data_ptr(),
+        count, found.shape[1], vocab_size, width, num_rows, later,
     )  # fmt: skip
-    return found

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import prange
 
 from core.batch import AttentionMetadata
 from core.interfaces.attention import AttentionSpec
-from core.kernels.cpu.jit import Kernel, float32s, inlined, int32s
+from core.kernels.cpu.jit import Kernel, float32s, inlined, int32s, numbers, part, real
 
 
 @inlined
@@ -80,34 +79,35 @@ def _add_values(weights, values, table, first, length, h, out):  # type: ignore[
                 s += 1
 
 
-def _decode_attention(  # type: ignore[no-untyped-def]
-    query_at, keys_at, values_at, table_at, lengths_at, out_at,
-    requests, query_heads_in_row, max_blocks, num_blocks, block_size, heads, kv_heads, dim, scale, window,
-):  # fmt: skip
+def _decode_attention(at, share, shares):  # type: ignore[no-untyped-def]
     """query_heads_in_row: of a token's row in memory, the first `heads` of them are queries. window 0: none."""
+    (
+        query_at, keys_at, values_at, table_at, lengths_at, out_at,
+        requests, query_heads_in_row, max_blocks, num_blocks, block_size, heads, kv_heads, dim, scale, window,
+    ) = numbers(at, 16)  # fmt: skip
     query = float32s(query_at, (requests, query_heads_in_row, dim))
     keys = float32s(keys_at, (num_blocks, block_size, kv_heads, dim))
     values = float32s(values_at, (num_blocks, block_size, kv_heads, dim))
     table, lengths = int32s(table_at, (requests, max_blocks)), int32s(lengths_at, (requests,))
     out = float32s(out_at, (requests, heads, dim))
     group = heads // kv_heads
-    for task in prange(requests * kv_heads):
+    for task in part(requests * kv_heads, share, shares):
         r, h = task // kv_heads, task % kv_heads
-        mine = out[r, h * group : h * group + group]
-        mine[:] = np.float32(0)
+        own = out[r, h * group : h * group + group]
+        own[:] = np.float32(0)
         length = lengths[r]
         if length > 0:
             first = max(length - window, 0) if window > 0 else 0
             scores = np.empty((group, length - first), np.float32)
             _scores(query[r, h * group : h * group + group], keys, table[r], first, length, h, scores)
             for g in range(group):
-                total = _softmax(scores[g], np.float32(scale))
+                total = _softmax(scores[g], np.float32(real(scale)))
                 for t in range(length - first):
                     scores[g, t] /= total
-            _add_values(scores, values, table[r], first, length, h, mine)
+            _add_values(scores, values, table[r], first, length, h, own)
 
 
-_kernel = Kernel(_decode_attention, *[0] * 7, *[1] * 7, 1.0, 0)
+_kernel = Kernel(_decode_attention, "14qdq")
 
 
 def decode_attention(

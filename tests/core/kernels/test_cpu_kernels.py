@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,7 +14,7 @@ pytest.importorskip("numba")
 from torch.nn import functional
 
 from core.kernels import references
-from core.kernels.cpu import embedding, linear, rms_norm, rope, sampling
+from core.kernels.cpu import embedding, jit, linear, rms_norm, rope, sampling
 
 
 @pytest.fixture(params=[1, 2], autouse=True)
@@ -111,6 +110,50 @@ def test_rope_and_cache(tokens, dim, rotary, norm):
     close(cache[1], expected_cache[1])
 
 
+def test_a_program_makes_the_calls_that_were_noted():
+    """With what lies at their addresses now; rows of one share and of several between each other."""
+    x, weight, both = torch.randn(3, 256), torch.rand(256), torch.randn(2 * 301, 256) / 16
+    head, residual, start = torch.randn(512, 301) / 16, torch.zeros(3, 256), torch.randn(3, 256)
+    with jit.recording() as calls:
+        normed, _ = rms_norm.add_rms_norm(x, residual, weight, 1e-5)
+        inner = linear.linear_silu_and_mul(normed, both)
+        logits = linear.linear(inner, head, None)
+    assert [c.kernel.name for c in calls] == ["rms_norm", "linear_silu_and_mul", "linear"]
+    program = jit.Program(calls)
+    for _ in range(50):
+        x.copy_(torch.randn(3, 256))
+        residual.copy_(start)
+        logits.fill_(float("nan"))
+        program.run()
+        expected = references.rms_norm_reference(x + start, weight, 1e-5)
+        close(normed, expected)
+        close(residual, x + start)
+        close(logits, references.silu_and_mul_reference(expected @ both.t()) @ head.t())
+    logits.fill_(7.0)
+    program.run(1)
+    assert (logits == 7).all()
+
+
+def test_a_pool_that_has_fewer_threads_than_it_was_asked_for():
+    """What a team waits for may never come: it is then those who are there."""
+    code = """
+        import torch
+        torch.set_num_threads(2)
+        from core.kernels.cpu import jit, linear
+        assert torch.get_num_threads() == 2
+        x, weight = torch.randn(2, 512), torch.randn(600, 512)
+        with jit.recording() as calls:
+            found = [linear.linear(x, weight, None) for _ in range(5)]
+        for y in found:
+            y.zero_()
+        jit.Program(calls).run()
+        for y in found:
+            assert (y - x @ weight.t()).abs().max() < 1e-3
+    """
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1", "NUMBA_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120, env=environment)
+
+
 def test_where_nothing_can_be_kept(tmp_path):
     """A read-only install and no home: the kernels are compiled in memory. And numba that cannot be imported: no kernels."""
     code = """
@@ -163,14 +206,18 @@ def test_greedy(vocab_size):
     logits[5, vocab_size // 4 :] = 99.0
     logits[6] = 0.0
     logits[7, 0], logits[7, -1] = float("nan"), 99.0
-    rows, places = np.array([3, 0, 1, 8, 2, 5, 7, 6]), np.arange(8) + 5
-    token_ids = torch.zeros(9, 13, dtype=torch.int32)
-    tokens, finite = sampling.greedy(logits, rows, places, token_ids)
+    rows, places = torch.tensor([[3, 0, 1, 8, 2, 5, 7, 6], list(range(8))], dtype=torch.int32)
+    token_ids, found = torch.zeros(9, 13, dtype=torch.int32), torch.full((2, 10), -7, dtype=torch.int32)
+    sampling.greedy(logits, rows, places, token_ids, found, later=5)
+    tokens, finite = found[:, :8]
+    assert (found[:, 8:] == -7).all()
     assert finite.tolist() == logits.amax(-1).isfinite().tolist() == [True, *[False] * 3, *[True] * 3, False]
     for i in (0, 4, 5, 6):
         assert tokens[i] == logits[i].argmax()
     assert ((tokens >= 0) & (tokens < vocab_size)).all()
-    assert token_ids[rows, places].tolist() == tokens.tolist() and token_ids.count_nonzero() == np.count_nonzero(tokens)
-    strided, wide = torch.randn(2, 2 * vocab_size)[:, ::2], torch.zeros(2, 2, dtype=torch.int32)
-    mine = sampling.greedy(strided, np.arange(2), np.zeros(2, np.int64), wide)[0]
-    assert mine.tolist() == strided.argmax(-1).tolist()
+    assert (
+        token_ids[rows, places + 5].tolist() == tokens.tolist() and token_ids.count_nonzero() == tokens.count_nonzero()
+    )
+    strided = torch.randn(2, 2 * vocab_size)[:, ::2]
+    sampling.greedy(strided, rows, places, token_ids, found)
+    assert found[0, :2].tolist() == strided.argmax(-1).tolist()
