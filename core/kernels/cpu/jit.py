@@ -13,6 +13,7 @@ import os
 import platform
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,16 +26,18 @@ from numba import types
 from numba.extending import intrinsic as _intrinsic
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
+from core.kernels.cpu.pace import Pace
+
 FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 """Sums may be reordered and multiplications fused, which vectors need; NaN and infinity stay what they are."""
 
 SERIAL_WORK = 1 << 16
 """Below so many operations, some 5 us of one thread, a second one is not woken: that alone costs as much."""
-SPINS = 1 << 12
-"""Rounds that a thread waits for another, some 50 us, before it lets other programs have the core in between."""
-WORK_A_SPIN = 32
-"""Operations of one thread in the time of a round, or rather less: what waits for the team to come together gives up when
-it could have done the work alone."""
+SPINS = 1 << 9
+"""Rounds that a thread waits for another, some 15 us, before it offers its core at each: the other may be waiting for it."""
+WORK_A_ROUND = 1 << 9
+"""Operations of one thread in the time of such an offer, or rather less: what waits for the team to come together gives up
+when it could have done the work alone."""
 MAX_THREADS = int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 """As many as there are cores, unless the variable of this name says otherwise."""
 MAX_NUMBERS = 32
@@ -267,16 +270,16 @@ class _Thread(threading.local):
         self.places = np.zeros(64, np.int64)
         self.places_at = self.places.ctypes.data + -self.places.ctypes.data % 128
 
-    def run(self, calls_at: int, count: int, work: float) -> None:
-        """By as many threads as torch has, if numba has them too."""
-        threads = min(torch.get_num_threads(), MAX_THREADS)
+    def run(self, calls_at: int, count: int, work: float, alone: bool = False) -> None:
+        """Alone, or by as many threads as torch has, if numba has them too."""
+        threads = 1 if alone else min(torch.get_num_threads(), MAX_THREADS)
         if threads == 1:
             _alone(calls_at, count)
             return
         if threads != self.threads:
             numba.set_num_threads(threads)
             self.threads = threads
-        _together(calls_at, count, self.places_at, threads, int(max(SPINS, work // WORK_A_SPIN)))
+        _together(calls_at, count, self.places_at, threads, int(max(SPINS, work // WORK_A_ROUND)))
 
 
 _thread = _Thread()
@@ -381,6 +384,7 @@ class Program:
         addresses = [call.kernel.compile() for call in calls]
         self._calls = np.array([addresses, starts.tolist(), shared], np.int64).T.copy()
         self._calls_at = self._calls.ctypes.data
+        self._pace = Pace()
 
     def run(self, fewer: int = 0) -> None:
         """Make the calls, but so many at the end."""
@@ -391,4 +395,6 @@ class Program:
                 with torch.profiler.record_function(name):
                     _thread.run(self._calls_at + 24 * i, 1, self._work)
             return
-        _thread.run(self._calls_at, count, self._work)
+        start, alone = time.perf_counter(), self._pace.alone
+        _thread.run(self._calls_at, count, self._work, alone)
+        self._pace.took(time.perf_counter() - start)
