@@ -74,7 +74,7 @@ def prometheus(backplane: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         pytest.skip("no prometheus on this machine: apt-get install prometheus")
     folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
     config = {
-        "global": {"scrape_interval": "500ms", "evaluation_interval": "500ms"},
+        "global": {"scrape_interval": "250ms", "evaluation_interval": "250ms"},
         "rule_files": [str(ALERTS)],
         "scrape_configs": [
             {"job_name": "backplane", "static_configs": [{"targets": [backplane.removeprefix("http://")]}]}

@@ -20,6 +20,16 @@ KINDS = (*hookspecs.KINDS, *HOOKS)
 MAIN = "import sys; from server.cli.main import main; sys.argv[0] = 'engine'; main()"
 
 
+# one process for all kinds
+NEW = """
+import sys
+from server.cli.main import cli
+*kinds, folder = sys.argv[1:]
+for kind in kinds:
+    cli(["plugins", "new", f"My-{kind}", "--kind", kind, "--directory", folder], standalone_mode=False)
+"""
+
+
 def engine(*arguments: str, site: Path | None = None, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`engine ...` in a process of its own, with `site` in front of what is installed."""
     return python("-c", MAIN, *arguments, site=site, folder=folder)
@@ -47,9 +57,9 @@ def rows(site: Path, *options: str) -> list[dict[str, str]]:
 def skeletons(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder with a new package of every kind, all installed into its `site`."""
     folder = tmp_path_factory.mktemp("skeletons")
+    done = python("-c", NEW, *KINDS, str(folder))
+    assert done.returncode == 0, done.stderr
     for kind in KINDS:
-        done = engine("plugins", "new", f"My-{kind}", "--kind", kind, "--directory", str(folder))
-        assert done.returncode == 0, done.stderr
         assert f"My-{kind}/tests/test_my_{kind}.py" in done.stdout
     install(folder / "site", [folder / f"My-{kind}" for kind in KINDS])
     return folder
