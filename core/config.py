@@ -140,7 +140,7 @@ class DeviceConfig:
     executor: str = "auto"
     """Where workers run; a plugin's name."""
     num_threads: int | None = None
-    """Threads of the model on a CPU; unset: every core that the process may use, fewer for a very small model."""
+    """Threads of the model on a CPU; unset: OMP_NUM_THREADS, or every core the process may use; fewer for a small model."""
     enforce_eager: bool = False
     """Capture no CUDA graphs, and record no steps on a CPU."""
     max_graph_batch: int = 512

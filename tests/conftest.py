@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# several workers of pytest-xdist side by side: a thread each, or threads wait for others that have no core
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TEXT = ["the quick brown fox jumps over the lazy dog. ", "hello world, how are you today? ", "0123456789 é ü 漢字 🙂 "]
 

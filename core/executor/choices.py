@@ -107,7 +107,7 @@ class Choices:
             raise ConfigError("device 'cuda' was asked for and torch sees no GPU; install a CUDA build, or use 'cpu'")
         name = ("cuda" if has_gpu else "cpu") if wanted == "auto" else wanted
         if name == "cpu":
-            threads = self._config.device.num_threads or len(os.sched_getaffinity(0))
+            threads = self._config.device.num_threads or _asked_threads() or len(os.sched_getaffinity(0))
             torch.set_num_threads(threads)
             keep_freed_memory()
             self.told["device"] = f"cpu ({threads} thread{'s' * (threads > 1)})"
@@ -231,3 +231,9 @@ class Choices:
         if wanted > made_for:
             raise ConfigError(f"max_model_len={wanted} is more than the {made_for} tokens the model was made for")
         return wanted
+
+
+def _asked_threads() -> int:
+    """What OMP_NUM_THREADS asks of every program, as torch reads it: the first of a list. 0: nothing that is a number."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() else 0

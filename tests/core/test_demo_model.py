@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from core import Engine, SamplingParams
 
@@ -77,6 +79,21 @@ def test_transformers_reads_it_and_agrees(name, text):
     theirs = out[0, ids.shape[1] :].tolist()
     assert output.outputs[0].token_ids == theirs[: len(output.outputs[0].token_ids)] and len(theirs) > 3
     assert theirs[len(output.outputs[0].token_ids) :] in ([], [2])  # 2 ends an answer
+
+
+@pytest.mark.parametrize(
+    ("asked", "option", "threads"),
+    [("1", None, 1), ("1,4", None, 1), ("1", 2, 2), ("many", None, min(2, len(os.sched_getaffinity(0))))],
+)
+def test_threads_are_those_that_were_asked_for(monkeypatch, asked, option, threads):
+    """The demo model has work for two."""
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    before = torch.get_num_threads()
+    try:
+        with Engine(num_threads=option, max_model_len=64) as one:
+            assert one.ready.choices["device"].startswith(f"cpu ({threads} thread")
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_draft_has_the_same_tokens(engine):
