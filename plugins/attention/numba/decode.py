@@ -9,7 +9,7 @@ import torch
 
 from core.batch import AttentionMetadata
 from core.interfaces.attention import AttentionSpec
-from core.kernels.cpu.jit import Kernel, float32s, inlined, int32s, numbers, part, real
+from core.kernels.cpu.jit import Kernel, exp, float32s, inlined, int32s, numbers, part, real
 
 
 @inlined
@@ -49,7 +49,7 @@ def _softmax(row, scale):  # type: ignore[no-untyped-def]
         highest = max(highest, row[t])
     total = np.float32(0)
     for t in range(row.shape[0]):
-        row[t] = np.exp((row[t] - highest) * scale)
+        row[t] = exp((row[t] - highest) * scale)
         total += row[t]
     return total
 

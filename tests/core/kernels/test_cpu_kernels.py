@@ -7,10 +7,12 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("numba")
+import numba
 from torch.nn import functional
 
 from core.kernels import references
@@ -108,6 +110,20 @@ def test_rope_and_cache(tokens, dim, rotary, norm):
     close(qkv, expected)
     close(cache[0], expected_cache[0])
     close(cache[1], expected_cache[1])
+
+
+def test_exp():
+    @numba.njit(fastmath=jit.FASTMATH)
+    def all_of(x, y):
+        for i in range(x.shape[0]):
+            y[i] = jit.exp(x[i])
+
+    x = np.append(np.linspace(-87, 88, 100_001), [0.0, -0.0, np.nan, -np.inf, np.inf]).astype(np.float32)
+    y = np.empty_like(x)
+    all_of(x, y)
+    exact = np.exp(x[:-5].astype(np.float64))
+    assert (abs(y[:-5] - exact) < 1.3e-7 * exact).all()
+    assert y[-5:-3].tolist() == [1, 1] and np.isnan(y[-3]) and y[-2] == y[0] and y[-1] == y[-6]
 
 
 def test_a_program_makes_the_calls_that_were_noted():
