@@ -209,7 +209,8 @@ def _do(typing_context, kernel, at, share, shares):  # type: ignore[no-untyped-d
     return types.void(*[types.int64] * 4), generate
 
 
-_give_way = types.ExternalFunction("sched_yield", types.int32()) if os.name == "posix" else None
+_offer = types.ExternalFunction("sched_yield", types.int32()) if os.name == "posix" else _pause
+"""Let another program have the core, if one wants it."""
 CLOSED = 1 << 32
 """Of a team's gate: nobody enters any more."""
 
@@ -217,8 +218,8 @@ CLOSED = 1 << 32
 @inlined
 def _wait(spins):  # type: ignore[no-untyped-def]
     """Once more. -> one more than before"""
-    if spins >= SPINS and _give_way is not None:
-        _give_way()
+    if spins >= SPINS:
+        _offer()
     else:
         _pause()
     return spins + 1
