@@ -27,6 +27,10 @@ def threads(request):
     torch.set_num_threads(before)
 
 
+# what starts a process of its own sets its threads there
+once = pytest.mark.parametrize("threads", [1], indirect=True)
+
+
 def close(got: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
@@ -150,6 +154,7 @@ def test_a_program_makes_the_calls_that_were_noted():
     assert (logits == 7).all()
 
 
+@once
 def test_a_pool_that_has_fewer_threads_than_it_was_asked_for():
     """What a team waits for may never come: it is then those who are there."""
     code = """
@@ -170,6 +175,7 @@ def test_a_pool_that_has_fewer_threads_than_it_was_asked_for():
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=120, env=environment)
 
 
+@once
 def test_where_nothing_can_be_kept(tmp_path):
     """A read-only install and no home: the kernels are compiled in memory. And numba that cannot be imported: no kernels."""
     code = """
