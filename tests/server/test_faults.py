@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+pytestmark = pytest.mark.alone
+
 MESSAGES = [{"role": "user", "content": "the"}]
 ENDLESS = {"max_tokens": 3500, "ignore_eos": True, "stream": True}
 STREAMS = {

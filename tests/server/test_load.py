@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 
 class _Request(asyncio.Protocol):
     """One request on a connection of its own; `answer` gets the bytes of the whole response."""

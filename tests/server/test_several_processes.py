@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+pytestmark = pytest.mark.alone
+
 BODY = {"prompt": "the engine", "max_tokens": 40, "ignore_eos": True, "stream": True, "temperature": 0}
 SHORT = {"prompt": "the", "max_tokens": 3, "ignore_eos": True}
 
