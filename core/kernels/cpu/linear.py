@@ -2,7 +2,8 @@
 four outputs and three rows keep every vector register busy, and the library is not better before that.
 
 Measured (2 cores, AMD, float32, the matrices of a 125 M Llama, GB/s for 1 row, GFLOP/s for 64): numba 28 and 122, oneDNN's
-packed weights 23 and 128, torch's linear 15 and 99.
+packed weights 23 and 128, torch's linear 15 and 99. One row, output by output instead of four at a time: 1.6 times as fast for
+the matrices of a 5 M Llama (256 inputs, one thread), 1.1 for those of 125 M.
 """
 
 from __future__ import annotations
@@ -54,6 +55,14 @@ def _four_by_one(x, w, n0, n1, n2, n3, m):  # type: ignore[no-untyped-def]
 
 
 @inlined
+def _one_by_one(x, w, n):  # type: ignore[no-untyped-def]
+    total = np.float32(0)
+    for k in range(x.shape[1]):
+        total += w[n, k] * x[0, k]
+    return total
+
+
+@inlined
 def _put(y, bias, m, n0, n1, n2, n3, sums):  # type: ignore[no-untyped-def]
     if bias.size > 0:
         y[m, n0], y[m, n1] = sums[0] + bias[n0], sums[1] + bias[n1]
@@ -66,6 +75,11 @@ def _linear(at, share, shares):  # type: ignore[no-untyped-def]
     x_at, w_at, bias_at, y_at, rows, outputs, inputs, biases = numbers(at, 8)
     x, w = float32s(x_at, (rows, inputs)), float32s(w_at, (outputs, inputs))
     y, bias = float32s(y_at, (rows, outputs)), float32s(bias_at, (biases,))
+    if rows == 1:
+        # nothing is used twice: the weight is read as it lies, which is what processors fetch ahead of
+        for n in part(outputs, share, shares):
+            y[0, n] = _one_by_one(x, w, n) + bias[n] if biases > 0 else _one_by_one(x, w, n)
+        return
     for tile in part((outputs + TILE - 1) // TILE, share, shares):
         last = min(outputs, tile * TILE + TILE) - 1
         for n0 in range(tile * TILE, last + 1, 4):
@@ -97,6 +111,10 @@ def _linear_silu_and_mul(at, share, shares):  # type: ignore[no-untyped-def]
     """outputs: of the product; the weight has twice as many, gate then up."""
     x_at, w_at, y_at, rows, outputs, inputs = numbers(at, 6)
     x, w, y = float32s(x_at, (rows, inputs)), float32s(w_at, (2 * outputs, inputs)), float32s(y_at, (rows, outputs))
+    if rows == 1:
+        for n in part(outputs, share, shares):
+            y[0, n] = _silu(_one_by_one(x, w, n)) * _one_by_one(x, w, n + outputs)
+        return
     for tile in part((outputs + TILE - 1) // TILE, share, shares):
         last = min(outputs, tile * TILE + TILE) - 1
         for n0 in range(tile * TILE, last + 1, 2):
