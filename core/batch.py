@@ -74,6 +74,8 @@ class Bitmasks:
     """int64 [G]: which of the step's sampled rows (0 is the first True of StepPlan.samples)"""
     bits: np.ndarray
     """int32 [G, ceil(vocab / 32)]"""
+    lines: np.ndarray | None = None
+    """int32 [1 + G, ceil(vocab / 32)]: a line that allows everything, then `bits`, if they lie together so"""
 
 
 @dataclass(frozen=True, slots=True)

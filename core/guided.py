@@ -101,7 +101,8 @@ class GuidedManager:
         self._eos_row = np.zeros(words, np.int32)
         for token in self._eos:
             self._eos_row.view(np.uint32)[token // 32] |= np.uint32(1 << (token % 32))
-        self._bits = np.zeros((0, words), np.int32)
+        self._lines = np.full((1, words), -1, np.int32)
+        """A line that allows everything, then those of the last masks"""
         self._backends: dict[str, GuidedBackend] = {}
         self._backend_lock = threading.Lock()
         self._cache: OrderedDict[bytes, _Compiled] = OrderedDict()
@@ -325,9 +326,10 @@ class GuidedManager:
         only: handle -> the one token that it may take now
         """
         count = len(pairs)
-        if len(self._bits) < count:
-            self._bits = np.zeros((max(count, 2 * len(self._bits)), self._bits.shape[1]), np.int32)
-        bits = self._bits[:count]
+        if len(self._lines) <= count:
+            self._lines = np.full((1 + max(count, 2 * len(self._lines)), self._lines.shape[1]), -1, np.int32)
+        lines = self._lines[: 1 + count]
+        bits = lines[1:]
         groups: dict[int, list[tuple[_Sequence, int]]] = {}
         for row, (_, handle) in enumerate(pairs):
             sequence = self._sequences[handle]
@@ -340,7 +342,7 @@ class GuidedManager:
                 groups.setdefault(id(sequence.backend), []).append((sequence, row))
         for group in groups.values():
             self._fill(group, bits)
-        return Bitmasks(np.fromiter((s for s, _ in pairs), np.int64, count), bits)
+        return Bitmasks(np.fromiter((s for s, _ in pairs), np.int64, count), bits, lines)
 
     def _fill(self, group: list[tuple[_Sequence, int]], bits: np.ndarray) -> None:
         backend = group[0][0].backend

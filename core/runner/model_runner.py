@@ -325,8 +325,10 @@ class ModelRunner:
         rows_device, places, lines_device = self.batch.send_together(rows, positions, lines)
         allowed = None
         if masks is not None:
-            free = np.full((1, masks.bits.shape[1]), -1, np.int32)
-            allowed = (lines_device, self.batch.send(np.concatenate([free, masks.bits])))
+            words = masks.lines
+            if words is None:
+                words = np.concatenate([np.full((1, masks.bits.shape[1]), -1, np.int32), masks.bits])
+            allowed = (lines_device, self.batch.send(words))
         wishes = self.sampling
         tokens, finite = sample(
             logits,

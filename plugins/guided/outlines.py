@@ -27,7 +27,15 @@ MAX_MEMORY_BYTES = 1 << 30
 MAX_INDEX_BYTES = 32 << 20
 """Reading an index holds Python's lock for about 3.5 ms a MB; a bigger one would stop the steps for too long."""
 MAX_ROLLBACK = 64
+END = "\0"
+"""Stands behind what a constraint describes, and the end-of-sequence token is written so; no other token that has one is
+taken then. For the library leaves ways out where they pass a possible end: of `(ab)+` alone nothing may follow the first
+b, unless a token is a whole `ab`."""
+_NOTHING_BEHIND = re.compile(r"\$|\\[bBzZ]")
+"""In a pattern with one of these END cannot follow."""
 
+UNUSED = (1 << 32) - 1
+"""A token id that no vocabulary has."""
 _ANNOTATIONS = {
     "$comment",
     "$defs",
@@ -81,6 +89,8 @@ class OutlinesBackend:
             if token and index not in self._eos and index < vocabulary.size:
                 tokens.setdefault(token, []).append(index)
         self._tokens = msgspec.msgpack.encode([(t, ids) for t, ids in tokens.items()])
+        rest = [(t, ids) for t, ids in tokens.items() if END.encode() not in t]
+        self._tokens_and_end = msgspec.msgpack.encode([*rest, (END.encode(), [self._eos[0]])])
 
     def unsupported(self, constraint: GuidedDecodingParams) -> list[str]:
         if constraint.grammar is not None:
@@ -92,9 +102,11 @@ class OutlinesBackend:
         return sorted({k for s in subschemas(read_schema(constraint)) for k in _ignored(s)})
 
     def compile(self, constraint: GuidedDecodingParams) -> OutlinesGrammar:
-        data = self._build(self._regex(constraint))
+        regex = self._regex(constraint)
+        has_end = not _NOTHING_BEHIND.search(regex) and (constraint.json is None or _may_be_number(constraint))
+        data = self._build(rf"(?:{regex})\x00" if has_end else regex, has_end)
         index = self._library.Index.from_binary(data)
-        return OutlinesGrammar(self._library, index, self._eos, len(data))
+        return OutlinesGrammar(self._library, index, self._eos, len(data), has_end)
 
     def _regex(self, constraint: GuidedDecodingParams) -> str:
         if constraint.regex is not None:
@@ -112,13 +124,14 @@ class OutlinesBackend:
                 f"the JSON schema is not accepted: {message}", param="guided_json"
             ) from None
 
-    def _build(self, regex: str) -> bytes:
+    def _build(self, regex: str, has_end: bool) -> bytes:
         worker = Path(__file__).with_name("outlines_worker.py")
         order = msgspec.msgpack.encode(
             {
                 "regex": regex,
-                "eos": self._eos[0],
-                "tokens": msgspec.Raw(self._tokens),
+                # with END the library's own is never taken
+                "eos": UNUSED if has_end else self._eos[0],
+                "tokens": msgspec.Raw(self._tokens_and_end if has_end else self._tokens),
                 "memory": MAX_MEMORY_BYTES,
                 "seconds": int(TIMEOUT_S) + 1,
             }
@@ -153,17 +166,17 @@ class OutlinesBackend:
 
 
 class OutlinesGrammar:
-    def __init__(self, library: Any, index: Any, eos: tuple[int, ...], num_bytes: int) -> None:
-        self._library, self._index, self._eos = library, index, eos
+    def __init__(self, library: Any, index: Any, eos: tuple[int, ...], num_bytes: int, has_end: bool) -> None:
+        self._library, self._index, self._eos, self._has_end = library, index, eos, has_end
         self.num_bytes = 2 * num_bytes
 
     def matcher(self) -> OutlinesMatcher:
-        return OutlinesMatcher(self._library.Guide(self._index, MAX_ROLLBACK), self._index, self._eos)
+        return OutlinesMatcher(self._library.Guide(self._index, MAX_ROLLBACK), self._index, self._eos, self._has_end)
 
 
 class OutlinesMatcher:
-    def __init__(self, guide: Any, index: Any, eos: tuple[int, ...]) -> None:
-        self._guide, self._index, self._eos = guide, index, eos
+    def __init__(self, guide: Any, index: Any, eos: tuple[int, ...], has_end: bool) -> None:
+        self._guide, self._index, self._eos, self._has_end = guide, index, eos, has_end
         self._ended = False
 
     def fill(self, bitmask_row: np.ndarray) -> None:
@@ -172,6 +185,8 @@ class OutlinesMatcher:
             words[:] = 0
         else:
             self._guide.write_mask_into(bitmask_row.ctypes.data, bitmask_row.size, bitmask_row.itemsize)
+        eos = self._eos[0]
+        words[eos // 32] &= ~np.uint32(1 << (eos % 32))  # END may also be what a dot stands for
         if self._accepting():
             # the library knows one EOS, the model may have several
             for token in self._eos:
@@ -207,7 +222,27 @@ class OutlinesMatcher:
         return None
 
     def _accepting(self) -> bool:
-        return self._ended or bool(self._index.is_final_state(self._guide.get_state()))
+        if self._ended:
+            return True
+        if not self._has_end:
+            return bool(self._index.is_final_state(self._guide.get_state()))
+        try:
+            self._guide.advance(self._eos[0], False)
+        except ValueError:
+            return False
+        found = bool(self._index.is_final_state(self._guide.get_state()))
+        self._guide.rollback_state(1)
+        return found
+
+
+def _may_be_number(constraint: GuidedDecodingParams) -> bool:
+    """Of the documents of a schema numbers alone may end and go on. Any value at all is left out: END makes an automaton
+    of it that takes minutes."""
+    schema = read_schema(constraint)
+    kinds = schema.get("type", [])
+    return bool(
+        {"number", "integer"} & set(kinds if isinstance(kinds, list) else [kinds]) or {"const", "enum"} & set(schema)
+    )
 
 
 def _all_of_type(schema: Any, kinds: list[str]) -> bool:

@@ -355,6 +355,61 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> tuple[str, str, int]:
     return ("counting", f"{module.__name__}:CountingBackend", -1)
 
 
+@pytest.mark.parametrize("backend", ["llguidance", "outlines", "xgrammar"])
+def test_many_sequences_of_one_grammar_are_masked_together(
+    shared: GuidedManager, tokenizer: Tokenizer, backend: str
+) -> None:
+    """More of them than a grammar is compiled times; some are ahead, one has ended, one was refused."""
+    guided = shared
+    handles = list(range(40))
+    for handle in handles:
+        guided.submit(handle, GuidedDecodingParams(regex="(ab|cd)+", backend=backend))
+    settle(guided, len(handles))
+    for handle in handles:
+        guided.start(handle)
+    a, b, c, d = (tokenizer.encode(x).ids[0] for x in "abcd")
+    for handle in handles:
+        assert guided.accept(handle, [a, b] if handle % 2 else [c]) is None
+    assert guided.accept(5, [b]) is not None and guided.accept(7, [EOS]) is None
+    masks = guided.masks([(i, h) for i, h in enumerate(handles)])
+    assert masks.lines is not None and (masks.lines[0] == -1).all() and np.shares_memory(masks.lines[1:], masks.bits)
+    rows = [set(allowed(r).tolist()) for r in masks.bits]
+    assert rows[5] == rows[7] == {EOS}
+    assert d in rows[0] and not {a, b, c, EOS} & rows[0] and all(r == rows[0] for r in rows[::2])
+    assert {a, c, EOS} <= rows[1] and not {b, d} & rows[1] and all(r == rows[1] for r in [*rows[3:5:2], *rows[9::2]])
+    for handle in handles:
+        assert guided.accept(handle, [d] if handle % 2 == 0 else [c]) is None or handle == 5
+        guided.drop(handle)
+
+
+def test_outlines_goes_on_behind_a_possible_end(shared: GuidedManager, tokenizer: Tokenizer) -> None:
+    guided = shared
+    ids = {x: tokenizer.encode(x).ids[0] for x in "0123456789.ab"}
+    cases = {
+        r"[0-9]+(\.[0-9]+)?": [("12", ".3", True), ("12.", "3", False), ("12.3", "4", True)],
+        "(ab)*": [("", "a", True), ("ab", "a", True), ("aba", "b", False)],
+        ".{3}": [("a", "b.1", False), ("ab", "b.1", False), ("aba", "", True)],  # a dot is no end
+        "a+b?$": [("a", "ab", True), ("ab", "", True)],  # nothing can stand behind $
+    }
+    constraints = {regex: GuidedDecodingParams(regex=regex, backend="outlines") for regex in cases}
+    constraints["choice"] = GuidedDecodingParams(choice=("a", "ab1"), backend="outlines")
+    cases["choice"] = [("a", "b", True), ("ab", "1", False), ("ab1", "", True)]
+    constraints["number"] = GuidedDecodingParams(json={"type": "number"}, backend="outlines")
+    cases["number"] = [("12", ".3", True), ("12.", "3", False)]
+    for regex, steps in cases.items():
+        for written, following, may_end in steps:
+            guided.submit(1, constraints[regex])
+            settle(guided)
+            guided.start(1)
+            for x in written:
+                assert guided.accept(1, [ids[x]]) is None, (regex, written)
+            found = set(allowed(guided.masks([(0, 1)]).bits[0]).tolist())
+            assert {ids[x] for x in following} <= found and (EOS in found) == may_end, (regex, written)
+            if not following:
+                assert found == {EOS} and guided.finished(1), (regex, written)
+            guided.drop(1)
+
+
 def test_equal_constraints_compile_once_and_stay(vocabulary: Vocabulary, counting: tuple[str, str, int]) -> None:
     guided = manager(vocabulary, counting)
     for handle in range(5):
