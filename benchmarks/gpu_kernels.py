@@ -28,6 +28,13 @@ from plugins.attention.triton.prefill import PrefillConfig, prefill_attention
 
 BF = torch.bfloat16
 SPEC = AttentionSpec(32, 8, 128, 128**-0.5)
+DECODE = [
+    DecodeConfig(*tile)
+    for tile in (
+        (16, 4, 1, 8), (16, 3, 1, 8), (16, 4, 1, 6), (32, 4, 2, 4), (64, 2, 4, 5), (64, 3, 4, 3), (128, 2, 4, 2),
+    )
+]  # fmt: skip
+"""Tiles to try; the first that are of more programs than fit run in turns."""
 SHAPES = {
     "qkv": (6144, 4096, False),
     "o": (4096, 4096, False),
@@ -85,7 +92,15 @@ def ceilings(report: Report) -> tuple[float, float]:
     bandwidth = 2 * a.numel() / graph_us(lambda: b.copy_(a)) * 1e6
     x, y = rand(8192, 8192), rand(8192, 8192)
     rate = 2 * 8192**3 / graph_us(lambda: torch.mm(x, y)) * 1e6
-    report.add("ceilings", copy_gb_s=bandwidth / 1e9, bf16_tflop_s=rate / 1e12, gpu=torch.cuda.get_device_name())
+    whole = a.view(torch.int64)
+    reading = a.numel() / graph_us(lambda: whole.sum()) * 1e6
+    report.add(
+        "ceilings",
+        copy_gb_s=bandwidth / 1e9,
+        read_gb_s=reading / 1e9,
+        bf16_tflop_s=rate / 1e12,
+        gpu=torch.cuda.get_device_name(),
+    )
     return bandwidth, rate
 
 
@@ -119,7 +134,7 @@ def linears(report: Report, bandwidth: float) -> None:
 
 
 def decodes(report: Report, bandwidth: float) -> None:
-    for count, context in ((1, 4096), (32, 640), (64, 4096), (256, 600), (1, 32768), (8, 2048)):
+    for count, context in ((1, 640), (1, 4096), (32, 640), (64, 4096), (256, 600), (1, 32768), (8, 2048)):
         blocks = -(-context // 16)
         copies = max(2, min(8, int(3e8 / (count * context * 4096)) + 1))
         total = count * blocks + 8
@@ -130,24 +145,17 @@ def decodes(report: Report, bandwidth: float) -> None:
         out = torch.empty_like(q)
         floor = count * context * 4096 / bandwidth * 1e6
 
-        def timed(config: DecodeConfig | None, most: int) -> float:
+        def timed(config: DecodeConfig | None) -> float:
             def run() -> None:
                 for k, v in caches:
-                    decode_attention(SPEC, q, k, v, table, lengths, out, most, config=config)
+                    decode_attention(SPEC, q, k, v, table, lengths, out, config=config)
 
             return graph_us(run) / copies
 
-        eager = timed(None, context)
-        # as in a captured graph, where only the longest possible length is known
-        graph = timed(None, 20480)
-        report.add(
-            f"decode {count} x {context}", us=eager, share=floor / eager, graph_us=graph, graph_share=floor / graph
-        )
-        best = []
-        for config in (DecodeConfig(64, 2, 4), DecodeConfig(64, 3, 4), DecodeConfig(32, 3, 1), DecodeConfig(32, 4, 2), DecodeConfig(128, 2, 4), DecodeConfig(16, 4, 1)):  # fmt: skip
-            us = timed(config, 20480)
-            best.append((us, f"{config.keys}/{config.stages}/{config.warps}", round(floor / us, 3)))
-        report.add(f"decode {count} x {context}, tiles", best=[b[1:] for b in sorted(best)[:4]])
+        us = timed(None)
+        report.add(f"decode {count} x {context}", us=us, share=floor / us)
+        found = sorted((timed(c), c) for c in DECODE)
+        report.add(f"decode {count} x {context}, tiles", best=[(str(c), round(floor / us, 3)) for us, c in found[:4]])
 
 
 def ragged(report: Report, bandwidth: float) -> None:
@@ -169,22 +177,17 @@ def ragged(report: Report, bandwidth: float) -> None:
         out = torch.empty_like(q)
         floor = int(lengths_host.sum()) * 4096 / bandwidth * 1e6
 
-        def timed(config: DecodeConfig | None, splits: tuple[int, int] | None) -> float:
+        def timed(config: DecodeConfig | None) -> float:
             def run() -> None:
                 for k, v in caches:
-                    decode_attention(SPEC, q, k, v, table, lengths, out, 20480, config=config, splits=splits)
+                    decode_attention(SPEC, q, k, v, table, lengths, out, config=config)
 
             return graph_us(run, 5) / copies
 
-        now = timed(None, None)
-        found = []
-        for config in (DecodeConfig(64, 3, 4), DecodeConfig(64, 3, 2), DecodeConfig(32, 3, 1), DecodeConfig(32, 4, 2), DecodeConfig(16, 4, 1), DecodeConfig(64, 2, 1)):  # fmt: skip
-            for splits in ((1, 512), (2, 512), (4, 512), (8, 256), (4, 256), (16, 128)):
-                us = timed(config, splits)
-                found.append(
-                    (round(us, 1), f"{config.keys}/{config.stages}/{config.warps} {splits}", round(floor / us, 3))
-                )
-        report.add(f"decode {count} ragged", us=now, share=floor / now, best=sorted(found)[:6])
+        now = timed(None)
+        found = sorted((timed(c), c) for c in DECODE)
+        best = [(str(c), round(floor / us, 3)) for us, c in found[:4]]
+        report.add(f"decode {count} ragged", us=now, share=floor / now, best=best)
 
 
 def prefills(report: Report) -> None:

@@ -124,14 +124,12 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
 
 def _few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, silu: bool) -> torch.Tensor | None:
     """By a kernel that is bound by reading the weight alone; None: the library is as good."""
-    from core.kernels import skinny_linear, tiled_linear, wide_linear
-    from core.kernels.linear_configs import TiledConfig, WideConfig
+    from core.kernels import skinny_linear, wide_linear
+    from core.kernels.linear_configs import WideConfig
 
     config = skinny_linear.choose_config(x, weight, silu)
     if config is None:
         return None
-    if isinstance(config, TiledConfig):
-        return tiled_linear.tiled_linear(x, weight, bias, silu, config=config)
     if isinstance(config, WideConfig):
         return wide_linear.wide_linear(x, weight, bias, silu, config=config)
     return skinny_linear.skinny_linear(x, weight, bias, silu, config)

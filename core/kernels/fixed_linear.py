@@ -16,7 +16,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from core.kernels.launch import has_pdl, launch, options
 from core.kernels.references import linear_reference
-from core.kernels.skinny_linear import workspace
+from core.kernels.workspace import workspace
 
 __all__ = ["fixed_linear", "linear_reference"]
 

@@ -1,7 +1,6 @@
 """Which kernel, with which tiles, multiplies a few rows by a weight: what benchmarks/tune_linear.py measured.
 
-Kernels: skinny_linear.py (GemvConfig, DotConfig), wide_linear.py (WideConfig) and tiled_linear.py (TiledConfig), the
-last two for Hopper only.
+Kernels: skinny_linear.py (GemvConfig, DotConfig) and wide_linear.py (WideConfig), the latter for Hopper only.
 """
 
 from __future__ import annotations
@@ -48,31 +47,7 @@ class WideConfig:
     splits: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class TiledConfig:
-    """Tiles of the kernel that gives every multiprocessor the same work."""
-
-    rows: int
-    """Rows of x in a tile."""
-    outputs: int
-    inputs: int
-    stages: int
-    warps: int = 8
-    swap: bool = False
-    splits: int = 4
-    """Programs that a tile is spread over, at most about so many."""
-    blocks: int = 1
-    """Programs of a multiprocessor."""
-    producer: bool = False
-    """One more warp, which fetches (core/kernels/streamed_linear.py)."""
-
-    @property
-    def large(self) -> bool:
-        """192 rows of the weight a tile (96 outputs of SiLU): a kernel of its own, swapped, with 8 warps."""
-        return self.producer and self.outputs in (96, 192)
-
-
-LinearConfig = GemvConfig | DotConfig | WideConfig | TiledConfig
+LinearConfig = GemvConfig | DotConfig | WideConfig
 Shape = tuple[int, int, bool]
 """(outputs, inputs, with SiLU: then the weight has twice as many rows)"""
 
@@ -89,13 +64,13 @@ GEMV: dict[Shape, GemvConfig] = {
 # Up to so many rows; None: the library is faster. The matrices of Llama-3.1-8B, Llama-3.2-1B and Qwen3-0.6B: qkv, o,
 # gate_up, down, head. H100 80GB HBM3, bf16: microseconds of one matrix, in brackets the library's (for SiLU with a
 # kernel of its own).
-FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | TiledConfig | None], ...]] = {
+FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | None], ...]] = {
     (6144, 4096, False): (
         (16, DotConfig(32, 256, 4, splits=2)),
         (32, DotConfig(64, 256, 3, swap=True)),  # 21.1 (24.3)
         (64, WideConfig(32, 64, 128, 4)),  # 22.3 (24.2)
         (128, WideConfig(128, 64, 64, 8)),  # 22.6 (24.9)
-        (256, WideConfig(128, 128, 64, 6, warps=8, swap=False)),  # 27.0 (27.3)
+        (256, None),  # 26.3 (24.2)
     ),
     (4096, 4096, False): (
         (16, DotConfig(32, 256, 6)),
@@ -116,7 +91,8 @@ FEW: dict[Shape, tuple[tuple[int, DotConfig | WideConfig | TiledConfig | None], 
         (32, DotConfig(64, 256, 4, warps=8, swap=True, splits=2)),  # 45.1 (48.3)
         (64, WideConfig(32, 64, 128, 8)),  # 46.4 (48.6)
         (128, WideConfig(128, 64, 64, 8, swap=False, splits=2)),  # 51.8 (53.6)
-        (256, None),  # 61.6 (59.1)
+        (256, None),  # 61.7 (59.2)
+        (384, WideConfig(128, 128, 64, 7, swap=False)),  # 73.4 (84.8)
     ),
     (128256, 4096, False): (
         (16, DotConfig(64, 256, 4, swap=True)),
@@ -211,9 +187,8 @@ def choose(rows: int, outputs: int, inputs: int, silu: bool, has_tma: bool) -> L
     if rows == 1:
         return _divides(GEMV.get(shape) or _default_gemv(outputs, inputs, silu), outputs, inputs)
     for most, config in FEW.get(shape, ()):
-        if rows <= most and (has_tma or not isinstance(config, WideConfig | TiledConfig)):
-            measured = isinstance(config, TiledConfig) and rows == most
-            return _divides(config, outputs, inputs) if measured or _is_full(config, rows) else None
+        if rows <= most and (has_tma or not isinstance(config, WideConfig)):
+            return _divides(config, outputs, inputs) if _is_full(config, rows) else None
     if rows <= MAX_DOT_ROWS:
         return _divides(_default_dot(outputs, inputs, silu), outputs, inputs)
     if silu and has_tma and shape not in FEW:
@@ -224,14 +199,12 @@ def choose(rows: int, outputs: int, inputs: int, silu: bool, has_tma: bool) -> L
 
 def _is_full(config: LinearConfig | None, rows: int) -> bool:
     """A second tile that reaches over the last row is slow: 40 us where whole tiles take 27. Steps are padded instead."""
-    if not isinstance(config, WideConfig | TiledConfig):
+    if not isinstance(config, WideConfig):
         return True
     return rows % config.rows == 0 or rows <= min(config.rows, MAX_DOT_ROWS)
 
 
 def _divides(config: LinearConfig | None, outputs: int, inputs: int) -> LinearConfig | None:
-    if isinstance(config, TiledConfig):  # takes any, in rows of 16 bytes
-        return config if inputs % 8 == 0 else None
     splits = 1 if config is None or isinstance(config, GemvConfig) else config.splits
     if config is None or outputs % config.outputs or inputs % (config.inputs * splits):
         return None

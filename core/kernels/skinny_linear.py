@@ -15,6 +15,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from core.kernels.launch import has_pdl, has_tma, launch, options
 from core.kernels.linear_configs import MAX_DOT_ROWS, DotConfig, GemvConfig, LinearConfig, choose
 from core.kernels.references import silu_and_mul_reference
+from core.kernels.workspace import workspace
 
 MAX_FEW_ROWS = 512
 """Steps of more rows are bound by arithmetic, where the library is good."""
@@ -163,27 +164,6 @@ def choose_config(x: torch.Tensor, weight: torch.Tensor, silu: bool = False) -> 
     if weight.nbytes < LEAST_WEIGHT_BYTES:
         return None
     return choose(rows, outputs, inputs, silu, has_tma(x))
-
-
-_workspaces: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
-
-
-def workspace(device: torch.device, floats: int, counters: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Partial sums and arrival counters. Kernels of one stream take turns with it; the counters end as zeros."""
-    have = _workspaces.get(device)
-    if have is None or have[0].numel() < floats or have[1].numel() < counters:
-        # a capture keeps using what it was captured with, so the old one must stay alive: both are kept by graphs
-        made = (
-            torch.empty(max(floats, 1 << 23), dtype=torch.float32, device=device),
-            torch.zeros(max(counters, 1 << 14), dtype=torch.int32, device=device),
-        )
-        if have is not None:
-            _retired.append(have)
-        _workspaces[device] = have = made
-    return have
-
-
-_retired: list[tuple[torch.Tensor, torch.Tensor]] = []
 
 
 def skinny_linear(

@@ -15,7 +15,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from core.kernels.launch import launch
 from core.kernels.linear_configs import WideConfig
-from core.kernels.skinny_linear import prefetch, skinny_linear_reference, workspace
+from core.kernels.skinny_linear import prefetch, skinny_linear_reference
+from core.kernels.workspace import workspace
 
 __all__ = ["skinny_linear_reference", "wide_linear"]
 

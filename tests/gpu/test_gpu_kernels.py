@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -20,7 +18,6 @@ from core.kernels import (
     rope,
     sampling,
     skinny_linear,
-    tiled_linear,
     wide_linear,
 )  # noqa: E402
 from core.sampling.sampler import sample_reference  # noqa: E402
@@ -111,49 +108,14 @@ def test_wide_linear(rows: int, outputs: int, inputs: int, silu: bool) -> None:
         assert error(wide_linear.wide_linear(x, weight, bias, silu, config=config), expected) < 1e-2
 
 
-TILED = [
-    linear_configs.TiledConfig(128, 128, 64, 4),
-    linear_configs.TiledConfig(64, 64, 64, 7, warps=4, swap=True, splits=8, blocks=2),
-    linear_configs.TiledConfig(128, 128, 64, 4, producer=True),
-    linear_configs.TiledConfig(64, 64, 64, 7, warps=4, splits=8, blocks=2, producer=True),
-    linear_configs.TiledConfig(128, 192, 64, 5, swap=True, producer=True),
-    linear_configs.TiledConfig(256, 192, 64, 4, swap=True, producer=True),
-]
-
-
-@pytest.mark.parametrize("config", TILED)
-@pytest.mark.parametrize("rows", [48, 130, 256])
-@pytest.mark.parametrize(
-    ("outputs", "inputs", "silu"),
-    [(4096, 4096, False), (1000, 1032, False), (14336, 1024, True), (520, 2056, True), (128, 14336, False)],
-)
-def test_tiled_linear(
-    rows: int, outputs: int, inputs: int, silu: bool, config: linear_configs.TiledConfig
-) -> None:  # fmt: skip
-    if torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("tensor descriptors want Hopper")
-    x, weight = rand(rows, inputs), rand(outputs * (1 + silu), inputs) * 0.05
-    bias = None if silu else rand(outputs)
-    if silu and config.large:
-        config = dataclasses.replace(config, outputs=96)
-    elif silu and config.swap and config.producer:
-        config = dataclasses.replace(config, swap=False)
-    expected = skinny_linear.skinny_linear_reference(x, weight, bias, silu)
-    first = tiled_linear.tiled_linear(x, weight, bias, silu, config=config)
-    assert error(first, expected) < 1e-2
-    worst = (first.float() - expected.float()).abs().max() / expected.float().square().mean().sqrt()
-    assert worst < 0.2  # not one tile in a thousand is wrong
-    for _ in range(3):  # the flags are as they were, the sums added in the same order
-        assert torch.equal(tiled_linear.tiled_linear(x, weight, bias, silu, config=config), first)
-
-
-def test_a_tiled_configuration_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_split_sums_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the table, through dispatch, captured and replayed: the workspace is ready for each replay."""
     x, weight = rand(256, 4096), rand(4096, 4096) * 0.05
     if torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("tensor descriptors want Hopper")
-    monkeypatch.setitem(linear_configs.FEW, (4096, 4096, False), ((256, TILED[0]),))
-    assert skinny_linear.choose_config(x, weight) == TILED[0]
+    config = linear_configs.WideConfig(128, 64, 64, 8, swap=False, splits=2)
+    monkeypatch.setitem(linear_configs.FEW, (4096, 4096, False), ((256, config),))
+    assert skinny_linear.choose_config(x, weight) == config
     dispatch.linear(x, weight)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

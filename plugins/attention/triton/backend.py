@@ -169,7 +169,6 @@ class TritonBackend:
                 meta.block_table,
                 meta.seq_lens if meta.decode_lens is None else meta.decode_lens,
                 out[:n],
-                meta.max_seq_len,
                 slopes,
                 common=meta.common_prefix,
             )

@@ -1,7 +1,7 @@
 """Decode attention over keys that every request of a step shares: read once for all of them.
 
-The query heads of all requests that use one key head are the rows of one tall tile. The result goes to the slots behind
-those of decode.py's splits, and decode.py's merge joins the two. Source: Hydragen, arXiv:2402.05099.
+The query heads of all requests that use one key head are the rows of one tall tile. decode.py joins the results, a few for
+each query head, with those of the keys that a request has alone. Source: Hydragen, arXiv:2402.05099.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ MAX_SPLITS = 8
 
 @triton.jit
 def prefix_range(common, NUM: tl.constexpr, TILE: tl.constexpr):
-    """Shared keys in a split (whole tiles), splits that have any. The merge must agree with it."""
+    """Shared keys in a split (whole tiles), splits that have any. decode.py must agree with it."""
     per = tl.maximum(tl.cdiv(tl.cdiv(common, NUM), TILE) * TILE, TILE)
     return per, tl.cdiv(common, per)
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_slots", "first_slot"])
+@triton.jit(do_not_specialize=["num_rows"])
 def _prefix_kernel(
     q_ptr, keys_ptr, values_ptr, table_ptr, common_ptr, part_ptr, lse_ptr, stride_q, stride_block, stride_slot,
-    qk_scale, soft_cap, num_rows, num_slots, first_slot,
+    qk_scale, soft_cap, num_rows,
     GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, NUM: tl.constexpr, CAP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
     PDL: tl.constexpr,
@@ -80,7 +80,7 @@ def _prefix_kernel(
             acc = tl.dot(p.to(v.dtype), v, acc * scale[:, None], input_precision=PRECISION)
             m = m_new
         acc = acc / total[:, None]
-        row = ((request * num_kv_heads + head) * GROUP + r % GROUP) * num_slots + first_slot + split
+        row = ((request * num_kv_heads + head) * GROUP + r % GROUP) * NUM + split
         tl.store(part_ptr + row[:, None] * DIM + d[None, :], acc, mask=mine)
         tl.store(lse_ptr + row, m + tl.log2(total), mask=r < num_rows)
 
@@ -110,12 +110,10 @@ def prefix_attention(
     common: torch.Tensor,
     part: torch.Tensor,
     lse: torch.Tensor,
-    num_slots: int,
-    first_slot: int,
     num: int,
     qk_scale: float,
 ) -> None:
-    """Fill the slots first_slot to first_slot + num of part and lse (see decode.py). common: int32 [1], shared keys."""
+    """Fill part, float32 [R, num_heads, num, head_dim], and lse, [R, num_heads, num]. common: int32 [1], shared keys."""
     num_requests, num_heads, dim = query.shape
     group = num_heads // spec.num_kv_heads
     rows = num_requests * group
@@ -125,7 +123,7 @@ def prefix_attention(
     launch(
         _prefix_kernel, (spec.num_kv_heads, triton.cdiv(rows, tile), num),
         query, keys, values, block_table, common, part, lse, query.stride(0), keys.stride(0), keys.stride(1),
-        qk_scale, spec.soft_cap or 1.0, rows, num_slots, first_slot,
+        qk_scale, spec.soft_cap or 1.0, rows,
         GROUP=group, ROWS=tile, DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)),
         TILE=prefix_tile(query), BLOCK_SIZE=keys.shape[1], NUM=num, CAP=cap, STAGES=2,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", PDL=pdl,
