@@ -276,8 +276,6 @@ def decode_attention(
         raise ValueError("the heads of a query must lie together, and the output must be contiguous")
     if num_heads % spec.num_kv_heads:
         raise ValueError(f"{num_heads} query heads do not divide among {spec.num_kv_heads} key heads")
-    if num_requests > REQUESTS[-1]:
-        raise ValueError(f"{num_requests} requests in a step, {REQUESTS[-1]} are possible; lower --max-num-seqs")
     if num_requests == 0:
         return
     config = config or choose_config(dim, query.element_size())
@@ -305,7 +303,7 @@ def decode_attention(
         floats, floats[places * dim :], counts, shared_part, shared_lse, seq_lens if slopes is None else slopes,
         query.stride(0), block_table.stride(0), keys.stride(0), keys.stride(1),
         scale, spec.soft_cap or 1.0, num_requests,
-        REQUESTS=next(n for n in REQUESTS if num_requests <= n), GROUP=group,
+        REQUESTS=next((n for n in REQUESTS if num_requests <= n), triton.next_power_of_2(num_requests)), GROUP=group,
         ROWS=max(16, triton.next_power_of_2(group)), HEADS=heads, DIM=dim,
         BLOCK_D=max(16, triton.next_power_of_2(dim)),  # what a matrix instruction takes at least
         KEYS=config.keys, BLOCK_SIZE=keys.shape[1], WINDOW=window, CAP=cap,
