@@ -26,8 +26,8 @@ SMALL_MODEL_BYTES = 64 << 20
 server or anything else wants a core, wait for long (3 to 9 tokens a second with two threads, 23 to 67 with one)."""
 BYTES_A_THREAD = 8 << 20
 """With the kernels of core/kernels/cpu, whose steps have a tenth of the pieces, each thread gets at least so much to read. The demo
-model then has two: 1.7 times as fast for one request, and, where another process takes one of two cores, 0.46 times for
-one and as fast for 16."""
+model then has two, 1.7 times as fast for one request; while other programs want the cores a recorded step keeps to one
+(core/kernels/cpu/pace.py)."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 FP8_CAPABILITY = (8, 9)
 CACHE_DTYPES = {**DTYPES, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}

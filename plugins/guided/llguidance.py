@@ -126,7 +126,7 @@ class LLGuidanceBackend:
 
 class LLGrammar:
     """A grammar compiled a few times over: copies of one matcher share its lexer, and a lock with it, so that the masks of
-    64 of them take as long in 8 threads as in one; sequences take turns with the origins."""
+    64 of them take as long in two threads as in one; sequences take turns with the origins."""
 
     def __init__(self, origins: list[Any], eos: frozenset[int], num_source_bytes: int) -> None:
         """origins: llguidance.LLMatcher, each at the beginning."""

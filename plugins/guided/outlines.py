@@ -236,8 +236,8 @@ class OutlinesMatcher:
 
 
 def _may_be_number(constraint: GuidedDecodingParams) -> bool:
-    """Of the documents of a schema numbers alone may end and go on. Any value at all is left out: END makes an automaton
-    of it that takes minutes."""
+    """Of the documents of a schema numbers alone may end and go on. Any value at all is left out: with
+    END its automaton takes over TIMEOUT_S, without 0.2 s."""
     schema = read_schema(constraint)
     kinds = schema.get("type", [])
     return bool(

@@ -27,7 +27,8 @@ NEG = tl.constexpr(-1.0e30)
 PIECES = tl.constexpr(8)
 """Of a request's results that are read at a time."""
 REQUESTS = (256, 1024, 4096)
-"""Batches up to these sizes have a compiled kernel each: it adds up the lengths of all requests."""
+"""Batches up to these sizes have a compiled kernel each, for it adds up the lengths of all requests; larger ones have one for
+every power of two."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
