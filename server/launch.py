@@ -25,6 +25,7 @@ from core.config import EngineConfig
 from core.engine.async_engine import AsyncEngine
 from core.engine.remote import RemoteEngine
 from core.errors import ConfigError
+from core.garbage import spare_what_lives
 from server import logs
 from server.acceptor import Acceptor
 from server.app import create_app
@@ -206,6 +207,7 @@ async def serve_app(
         while not server.started and not running.done():
             await asyncio.sleep(0.005)
         if not running.done():
+            spare_what_lives()
             serving(state)
         await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():

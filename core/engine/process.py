@@ -73,12 +73,14 @@ def main() -> None:
     try:
         from core.config import EngineConfig
         from core.engine.loop import EngineLoop
+        from core.garbage import spare_what_lives
 
         config = EngineConfig.from_options(**setup["options"])
         imported = time.perf_counter() - begun
         past = msgspec.convert(setup["past"], EngineStats) if setup["past"] is not None else None
         loop = EngineLoop(config, send, past=past)
         loop.ready.timeline.insert(0, ("import", imported))
+        spare_what_lives()
         send(loop.ready, 0)
         while loop.stop_at_s is None or (loop.has_work and time.monotonic() < loop.stop_at_s):
             # blocks when idle: no processor time is used
