@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, Protocol
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -22,13 +22,21 @@ MAX_HEAD_BYTES = 64 * 1024
 _SCOPE = "backplane_connection"
 
 
-def body_writer(scope: Any) -> Callable[[bytes], Awaitable[None] | None] | None:
-    """What writes a piece of a body in chunks, once its head is out. It returns what to await when the client is slow.
+class PieceWriter(Protocol):
+    """What writes a body in chunks, once its head is out."""
 
-    None: the connection is not ours, or the app is served by another server; then ASGI's `send` has to do.
-    """
-    connection = scope.get(_SCOPE)
-    return None if connection is None else connection.write_piece  # type: ignore[no-any-return]
+    def write_piece(self, piece: bytes) -> None: ...
+
+    def is_slow(self) -> bool:
+        """The client has not read what was written: more would pile up."""
+
+    def drained(self) -> Awaitable[None]:
+        """Until it has, or is gone."""
+
+
+def piece_writer(scope: Any) -> PieceWriter | None:
+    """None: the connection is not ours, the app is served by another server; then ASGI's `send` has to do."""
+    return scope.get(_SCOPE)  # type: ignore[no-any-return]
 
 
 def connection_class(head_timeout_s: float) -> type[HttpToolsProtocol]:
@@ -86,10 +94,15 @@ def connection_class(head_timeout_s: float) -> type[HttpToolsProtocol]:
             self._running = cycle
             super()._start_asgi_task(cycle, app)
 
-        def write_piece(self, piece: bytes) -> Awaitable[None] | None:
+        def write_piece(self, piece: bytes) -> None:
             if piece and not self.transport.is_closing():
                 self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-            return self.flow.drain() if self.flow.write_paused else None
+
+        def is_slow(self) -> bool:
+            return self.flow.write_paused
+
+        def drained(self) -> Awaitable[None]:
+            return self.flow.drain()
 
         def on_message_begin(self) -> None:
             if self._repeating:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from litestar import Response
 
-from server.connection import body_writer
+from core.outputs import RequestOutput
+from server.connection import PieceWriter, piece_writer
 from server.errors import encode, to_api_error
 from server.state import HttpRequest, unless_gone
 
@@ -38,21 +39,52 @@ def error_event(error: BaseException) -> bytes:
     return event(encode(to_api_error(error).body())) + DONE
 
 
+class DirectOutlet:
+    """The short way of a stream's outputs: rendered and written as they come, with no task and no generator in between.
+
+    Open from the response's second piece on, while the client reads what it gets.
+    """
+
+    def __init__(self, render: Callable[[RequestOutput], bytes]) -> None:
+        """`render`: the events of an output; b"" for none."""
+        self._render = render
+        self.writer: PieceWriter | None = None
+        """Set while the response is written, on a connection that has the short way."""
+
+    def open(self) -> bool:
+        return self.writer is not None and not self.writer.is_slow()
+
+    def put(self, output: RequestOutput) -> None:
+        piece = self._render(output)
+        if piece and self.writer is not None:
+            self.writer.write_piece(piece)
+
+
 class _Writer:
     """The ASGI side: start, pieces, end; cancelled when the client goes."""
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
-        self._first, self._rest = first, rest
+    def __init__(
+        self,
+        first: bytes,
+        rest: AsyncGenerator[bytes, None],
+        headers: Mapping[str, str],
+        outlet: DirectOutlet | None,
+    ) -> None:
+        self._first, self._rest, self._outlet = first, rest, outlet
         self._headers = [*_HEADERS, *((k.encode(), v.encode()) for k, v in headers.items())]
 
-    async def _write(self, send: Any, write: Callable[[bytes], Awaitable[None] | None] | None) -> None:
+    async def _write(self, send: Any, writer: PieceWriter | None) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        if self._outlet is not None:
+            self._outlet.writer = writer
         async for piece in self._rest:
-            if write is None:
+            if writer is None:
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
-            elif (slow := write(piece)) is not None:
-                await slow
+                continue
+            writer.write_piece(piece)
+            if writer.is_slow():
+                await writer.drained()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _gone(self, receive: Any) -> None:
@@ -60,11 +92,13 @@ class _Writer:
             pass
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        writer = asyncio.ensure_future(self._write(send, body_writer(scope)))
+        writer = asyncio.ensure_future(self._write(send, piece_writer(scope)))
         watcher = asyncio.ensure_future(self._gone(receive))
         try:
             await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            if self._outlet is not None:
+                self._outlet.writer = None
             for task in (writer, watcher):
                 task.cancel()
             results = await asyncio.gather(writer, watcher, return_exceptions=True)
@@ -76,21 +110,33 @@ class _Writer:
 class EventStream(Response[None]):
     """Litestar response over a generator that has already given its first piece."""
 
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        first: bytes,
+        rest: AsyncGenerator[bytes, None],
+        headers: Mapping[str, str],
+        outlet: DirectOutlet | None = None,
+    ) -> None:
         super().__init__(content=None)
-        self._writer = _Writer(first, rest, headers)
+        self._writer = _Writer(first, rest, headers, outlet)
 
     def to_asgi_response(self, *args: Any, **kwargs: Any) -> Any:
         return self._writer
 
 
 async def start(
-    request: HttpRequest, events: AsyncGenerator[bytes, None], headers: Mapping[str, str] | None = None
+    request: HttpRequest,
+    events: AsyncGenerator[bytes, None],
+    headers: Mapping[str, str] | None = None,
+    outlet: DirectOutlet | None = None,
 ) -> EventStream:
-    """Wait for the first piece: until then an error is still an answer with a status of its own."""
+    """Wait for the first piece: until then an error is still an answer with a status of its own.
+
+    `outlet`: takes the short way past `events`, which goes on with what is left.
+    """
     try:
         first = await unless_gone(request, anext(events))
     except BaseException:
         await events.aclose()
         raise
-    return EventStream(first, events, headers or {})
+    return EventStream(first, events, headers or {}, outlet)

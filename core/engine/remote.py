@@ -14,6 +14,7 @@ from core.config import EngineConfig
 from core.engine.client import ClientSide
 from core.engine.input_processor import Prompt
 from core.engine.link import Link
+from core.engine.news import DirectNews, News, Outlet, Round
 from core.engine.output_processor import Group, Observer, OutputKind
 from core.errors import BackplaneError, EngineDeadError
 from core.messages import (
@@ -38,30 +39,6 @@ LONG_PROMPT_CHARS = 20_000
 """Longer texts are tokenized in a thread, so that other streams go on."""
 
 
-class _News:
-    """An event that one task waits for, and forgets when it is told. asyncio's own keeps a queue of those who wait."""
-
-    __slots__ = ("_there", "_waiter")
-
-    def __init__(self) -> None:
-        self._there = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    def tell(self) -> None:
-        self._there = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self) -> None:
-        if not self._there:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        self._there = False
-
-
 class RemoteEngine:
     """What every client of an engine process can do. How it is connected, and to whom, is a subclass's."""
 
@@ -84,6 +61,7 @@ class RemoteEngine:
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._call_ids = itertools.count()
         self._closing = False
+        self._round = Round()
 
     def _begin(self, ready: EngineReady, link: Link) -> None:
         """The first engine is there."""
@@ -162,10 +140,12 @@ class RemoteEngine:
         cache_salt: str = "",
         output_kind: OutputKind = "cumulative",
         add_special_tokens: bool = True,
+        outlet: Outlet | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Outputs as they come. Raises RequestError before the first one if the request is wrong.
 
         Leaving the iterator, or cancelling the task, aborts the request: its blocks are free within a step.
+        While the caller waits for the next one, an open `outlet` gets it instead; the last one always comes from the iterator.
         """
         self._check_alive()
         if isinstance(prompt, str) and len(prompt) > LONG_PROMPT_CHARS:
@@ -177,8 +157,12 @@ class RemoteEngine:
         request = self._connected.inputs.make(
             ids, params, request_id, priority=priority, cache_salt=cache_salt, stream=stream
         )
-        news = _News()
-        group = self._connected.outputs.add(request, text, ids, output_kind, news.tell)
+        outputs = self._connected.outputs
+        direct = None if outlet is None else DirectNews(outlet, outputs, self._round)
+        news = direct or News()
+        group = outputs.add(request, text, ids, output_kind, news.tell)
+        if direct is not None:
+            direct.group = group
         try:
             self._send(request)
             while True:
@@ -187,7 +171,7 @@ class RemoteEngine:
                     raise group.failure
                 # read before the yield: a slow caller comes back to a group that has gone on meanwhile, even to its end
                 done = group.done
-                output = self._connected.outputs.take(group)
+                output = outputs.take(group)
                 if output is not None:
                     yield output
                 if done:
@@ -216,7 +200,7 @@ class RemoteEngine:
         request = self._connected.inputs.make_pooling(
             ids, self._connected.pooling_type, request_id, priority=priority, cache_salt=cache_salt
         )
-        news = _News()
+        news = News()
         group = self._connected.outputs.add(request, text, ids, "final", news.tell)
         try:
             self._send(request)

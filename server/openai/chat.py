@@ -25,9 +25,11 @@ from server.openai.schema import ChatCompletionRequest
 from server.openai.usage import usage
 from server.openapi import operation
 from server.state import LONG_TEXT, HttpRequest, ServerState, read_body, request_id, unless_gone
-from server.streaming import DONE, error_event, start
+from server.streaming import DONE, DirectOutlet, error_event, start
 
 _decoder = msgspec.json.Decoder(ChatCompletionRequest)
+_NOTHING_ELSE = b'},"logprobs":null,"finish_reason":null}'
+"""What follows the text of a chunk that holds new text alone."""
 
 
 class Parsers:
@@ -274,7 +276,9 @@ def check_end(output: CompletionOutput, params_: SamplingParams) -> None:
         raise RequestAbortedError("the request was aborted before it was done; the server may be stopping")
 
 
-def generate(state: ServerState, chat: Chat, output_kind: OutputKind) -> AsyncGenerator[RequestOutput, None]:
+def generate(
+    state: ServerState, chat: Chat, output_kind: OutputKind, outlet: DirectOutlet | None = None
+) -> AsyncGenerator[RequestOutput, None]:
     source: Any = state.engine.generate(
         chat.prompt,
         chat.params,
@@ -282,6 +286,7 @@ def generate(state: ServerState, chat: Chat, output_kind: OutputKind) -> AsyncGe
         priority=chat.body.priority or 0,
         cache_salt=chat.body.cache_salt or "",
         output_kind=output_kind,
+        outlet=outlet,
     )
     return source  # type: ignore[no-any-return]
 
@@ -364,34 +369,87 @@ def _choice(state: ServerState, chat: Chat, output: CompletionOutput) -> dict[st
     return choice
 
 
-async def events(state: ServerState, chat: Chat) -> AsyncGenerator[bytes, None]:
-    """Server-sent events of one streamed chat. Each piece holds everything that is ready."""
-    body = chat.body
-    options = body.stream_options
-    include_usage = bool(options and options.include_usage)
-    continuous = bool(options and options.continuous_usage_stats)
-    head = encode({"id": chat.id, "object": "chat.completion.chunk", "created": chat.created_s, "model": chat.model})
-    head = b"data: " + head[:-1] + b',"choices":['
-    num_prompt, num_output, num_cached = len(chat.prompt), 0, 0
-    answers = [chat.answer() for _ in range(chat.params.n)]
-    open_answers = set(range(chat.params.n))
-    # a template has to see whether there is more to say than text, which is the common case
-    simple = answers[0].plain and not (body.logprobs or body.return_token_ids)
-    source = generate(state, chat, "delta")
-    started = False
+class Chunks:
+    """The events of one streamed chat, made of its outputs. Each piece holds everything that is ready."""
 
-    def tail() -> bytes:
-        if continuous:
-            return b'],"usage":' + encode(usage(num_prompt, num_output, num_cached)) + b"}\n\n"
-        return b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+    def __init__(self, state: ServerState, chat: Chat) -> None:
+        self._state, self._chat = state, chat
+        body = chat.body
+        options = body.stream_options
+        self.include_usage = bool(options and options.include_usage)
+        self._continuous = bool(options and options.continuous_usage_stats)
+        head = {"id": chat.id, "object": "chat.completion.chunk", "created": chat.created_s, "model": chat.model}
+        self._head = b"data: " + encode(head)[:-1] + b',"choices":['
+        self._num_output = self._num_cached = 0
+        self._answers = [chat.answer() for _ in range(chat.params.n)]
+        self._open = set(range(chat.params.n))
+        # a template has to see whether there is more to say than text, which is the common case
+        self._simple = self._answers[0].plain and not (body.logprobs or body.return_token_ids)
+        self._before_delta = [self._head + b'{"index":%d,"delta":' % i for i in range(chat.params.n)]
+        self.started = False
+        """The first output was rendered."""
 
-    def chunk(
-        index: int, delta: bytes, finish: bytes = b"null", logprobs: bytes = b"null", extra: bytes = b""
+    def render(self, output: RequestOutput) -> bytes:
+        """Events of what is new; b"" if nothing has to be said."""
+        chat = self._chat
+        pieces: list[bytes] = []
+        self._num_cached = output.num_cached_tokens or self._num_cached
+        if not self.started:
+            self.started = True
+            first = {"role": self._state.options.response_role, "content": chat.echo}
+            extra = b',"prompt_token_ids":' + encode(chat.prompt) if chat.body.return_token_ids else b""
+            pieces += [self._chunk(i, encode(first), extra=extra) for i in range(chat.params.n)]
+        for new in output.outputs:
+            if new.index not in self._open:
+                continue
+            self._num_output += len(new.token_ids)
+            ended = new.finish_reason
+            if ended is not None:
+                check_end(new, chat.params)
+                self._open.discard(new.index)
+            if not self._simple:
+                pieces += self._rich(new)
+            elif new.text:
+                before = self._before_delta[new.index]
+                pieces += (before, b'{"content":', encode(new.text), _NOTHING_ELSE, self._tail())
+            if ended is not None:
+                reason = chat.finish_reason(ended, self._answers[new.index])
+                stop = b',"stop_reason":' + encode(new.stop_reason)
+                pieces.append(self._chunk(new.index, b"{}", encode(reason), extra=stop))
+        return b"".join(pieces)
+
+    def _rich(self, new: CompletionOutput) -> list[bytes]:
+        """Chunks of a delta that goes through parsers, or carries log probabilities or token ids."""
+        body, answer = self._chat.body, self._answers[new.index]
+        deltas = [answer.feed(new.text, new.token_ids)]
+        if new.finish_reason is not None:
+            deltas.append(answer.finish())
+        logprobs = b"null"
+        if body.logprobs and new.logprobs:
+            logprobs = encode(
+                logprob_shapes.chat(
+                    self._state,
+                    new.logprobs,
+                    body.top_logprobs or 0,
+                    as_ids=bool(body.return_tokens_as_token_ids),
+                )
+            )
+        extra = b',"token_ids":' + encode(new.token_ids) if body.return_token_ids else b""
+        chunks = []
+        for delta in deltas:
+            if body.include_reasoning is False:
+                delta.reasoning = ""
+            if delta or logprobs != b"null" or (extra and new.token_ids):
+                chunks.append(self._chunk(new.index, encode(delta.encoded()), logprobs=logprobs, extra=extra))
+                logprobs, extra = b"null", b""
+        return chunks
+
+    def _chunk(
+        self, index: int, delta: bytes, finish: bytes = b"null", logprobs: bytes = b"null", extra: bytes = b""
     ) -> bytes:
         return b"".join(
             (
-                head,
-                b'{"index":%d,"delta":' % index,
+                self._before_delta[index],
                 delta,
                 b',"logprobs":',
                 logprobs,
@@ -399,72 +457,42 @@ async def events(state: ServerState, chat: Chat) -> AsyncGenerator[bytes, None]:
                 finish,
                 extra,
                 b"}",
-                tail(),
+                self._tail(),
             )
         )
 
+    def usage(self) -> bytes:
+        """The event of its own behind all others."""
+        return self._head + b'],"usage":' + self._counts() + b"}\n\n"
+
+    def _counts(self) -> bytes:
+        return encode(usage(len(self._chat.prompt), self._num_output, self._num_cached))
+
+    def _tail(self) -> bytes:
+        if self._continuous:
+            return b'],"usage":' + self._counts() + b"}\n\n"
+        return b'],"usage":null}\n\n' if self.include_usage else b"]}\n\n"
+
+
+async def events(
+    state: ServerState, chat: Chat, chunks: Chunks, outlet: DirectOutlet | None
+) -> AsyncGenerator[bytes, None]:
+    """Server-sent events of one streamed chat, but for those that take the short way."""
+    source = generate(state, chat, "delta", outlet)
     try:
         with state.working():
             async for output in source:
-                pieces = []
-                num_cached = output.num_cached_tokens or num_cached
-                if not started:
-                    started = True
-                    first = {"role": state.options.response_role, "content": chat.echo}
-                    extra = b',"prompt_token_ids":' + encode(chat.prompt) if body.return_token_ids else b""
-                    pieces += [chunk(i, encode(first), extra=extra) for i in range(chat.params.n)]
-                for new in output.outputs:
-                    if new.index not in open_answers:
-                        continue
-                    num_output += len(new.token_ids)
-                    ended = new.finish_reason
-                    if ended is not None:
-                        check_end(new, chat.params)
-                        open_answers.discard(new.index)
-                    if simple:
-                        if new.text:
-                            pieces.append(chunk(new.index, b'{"content":' + encode(new.text) + b"}"))
-                    else:
-                        pieces += _rich(state, chat, answers[new.index], new, chunk)
-                    if ended is not None:
-                        reason = chat.finish_reason(ended, answers[new.index])
-                        stop = b',"stop_reason":' + encode(new.stop_reason)
-                        pieces.append(chunk(new.index, b"{}", encode(reason), extra=stop))
-                if pieces:
-                    yield b"".join(pieces)
-            if include_usage:
-                yield head + b'],"usage":' + encode(usage(num_prompt, num_output, num_cached)) + b"}\n\n"
+                if piece := chunks.render(output):
+                    yield piece
+            if chunks.include_usage:
+                yield chunks.usage()
             yield DONE
     except Exception as error:
-        if not started:
+        if not chunks.started:
             raise
         yield error_event(error)
     finally:
         await source.aclose()
-
-
-def _rich(state: ServerState, chat: Chat, answer: Answer, new: CompletionOutput, chunk: Any) -> list[bytes]:
-    """Chunks of a delta that goes through parsers, or carries log probabilities or token ids."""
-    body = chat.body
-    deltas = [answer.feed(new.text, new.token_ids)]
-    if new.finish_reason is not None:
-        deltas.append(answer.finish())
-    logprobs = b"null"
-    if body.logprobs and new.logprobs:
-        logprobs = encode(
-            logprob_shapes.chat(
-                state, new.logprobs, body.top_logprobs or 0, as_ids=bool(body.return_tokens_as_token_ids)
-            )
-        )
-    extra = b',"token_ids":' + encode(new.token_ids) if body.return_token_ids else b""
-    chunks = []
-    for delta in deltas:
-        if body.include_reasoning is False:
-            delta.reasoning = ""
-        if delta or logprobs != b"null" or (extra and new.token_ids):
-            chunks.append(chunk(new.index, encode(delta.encoded()), logprobs=logprobs, extra=extra))
-            logprobs, extra = b"null", b""
-    return chunks
 
 
 @post(
@@ -481,6 +509,8 @@ async def chat_completions(request: HttpRequest) -> Response[Any]:
     id = f"chatcmpl-{body.request_id or request_id(request)}"
     chat = await understand(state, request.app.state.parsers, body, id)
     if body.stream:
-        return await start(request, events(state, chat))
+        chunks = Chunks(state, chat)
+        outlet = DirectOutlet(chunks.render)
+        return await start(request, events(state, chat, chunks, outlet), outlet=outlet)
     answer = await unless_gone(request, complete(state, chat))
     return Response(encode(answer), media_type="application/json")

@@ -23,10 +23,12 @@ from server.openai.schema import CompletionRequest
 from server.openai.usage import usage
 from server.openapi import operation
 from server.state import HttpRequest, ServerState, merge, read_body, request_id, unless_gone
-from server.streaming import DONE, error_event, start
+from server.streaming import DONE, DirectOutlet, error_event, start
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
 _DEFAULT_MAX_TOKENS = 16
+_NOTHING_ELSE = b',"logprobs":null,"finish_reason":null,"stop_reason":null}'
+"""What follows the text of an event that holds new text alone."""
 
 
 @dataclass(slots=True)
@@ -104,7 +106,9 @@ async def _prompts(
     return [Prompt(ids, p if isinstance(p, str) else None) for ids, (p, _) in zip(found, given, strict=True)]
 
 
-def _sources(state: ServerState, c: Completion, output_kind: OutputKind) -> list[AsyncGenerator[RequestOutput, None]]:
+def _sources(
+    state: ServerState, c: Completion, output_kind: OutputKind, outlet: DirectOutlet | None = None
+) -> list[AsyncGenerator[RequestOutput, None]]:
     body = c.body
     sources: list[Any] = []
     for i, prompt in enumerate(c.prompts):
@@ -117,6 +121,7 @@ def _sources(state: ServerState, c: Completion, output_kind: OutputKind) -> list
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt or "",
                 output_kind=output_kind,
+                outlet=outlet,
             )
         )
     return sources
@@ -203,80 +208,111 @@ def _placed(error: RequestError) -> RequestError:
     return error
 
 
-async def events(state: ServerState, c: Completion) -> AsyncGenerator[bytes, None]:
-    """Server-sent events of one streamed completion. Choice i * n + j is answer j to prompt i."""
-    body, n = c.body, c.params.n
-    options = body.stream_options
-    include_usage = bool(options and options.include_usage)
-    continuous = bool(options and options.continuous_usage_stats)
-    head = encode({"id": c.id, "object": "text_completion", "created": c.created_s, "model": c.model})
-    head = b"data: " + head[:-1] + b',"choices":['
-    num_prompt, num_output = sum(len(p.token_ids) for p in c.prompts), 0
-    cached = [0] * len(c.prompts)
-    top, as_ids = body.logprobs or 0, bool(body.return_tokens_as_token_ids)
-    shapes = [logprob_shapes.TextLogprobs(top, as_ids=as_ids) for _ in range(n * len(c.prompts))]
-    fresh = [True] * len(shapes)
-    over = [False] * len(shapes)
-    merged: Any = merge(_sources(state, c, "delta"))
+class Chunks:
+    """The events of one streamed completion, made of its outputs. Choice i * n + j is answer j to prompt i."""
+
+    def __init__(self, state: ServerState, c: Completion) -> None:
+        self._state, self._c = state, c
+        body = c.body
+        options = body.stream_options
+        self.include_usage = bool(options and options.include_usage)
+        self._continuous = bool(options and options.continuous_usage_stats)
+        head = encode({"id": c.id, "object": "text_completion", "created": c.created_s, "model": c.model})
+        self._head = b"data: " + head[:-1] + b',"choices":['
+        self._num_prompt, self._num_output = sum(len(p.token_ids) for p in c.prompts), 0
+        self._cached = [0] * len(c.prompts)
+        num_choices = c.params.n * len(c.prompts)
+        top, as_ids = body.logprobs or 0, bool(body.return_tokens_as_token_ids)
+        self._shapes = [logprob_shapes.TextLogprobs(top, as_ids=as_ids) for _ in range(num_choices)]
+        self._fresh = [True] * num_choices
+        self._over = [False] * num_choices
+        # new text and nothing else: nearly all events of nearly all streams
+        self._plain = not (body.echo or body.return_token_ids) and body.logprobs is None
+        self._before_text = [self._head + b'{"index":%d,"text":' % at for at in range(num_choices)]
+
+    def render(self, output: RequestOutput, number: int = 0) -> bytes:
+        """Events of what is new of prompt `number`; b"" if nothing has to be said."""
+        self._cached[number] = output.num_cached_tokens
+        pieces: list[bytes] = []
+        for new in output.outputs:
+            at = number * self._c.params.n + new.index
+            if self._over[at]:
+                continue
+            if self._plain and new.finish_reason is None:
+                self._num_output += len(new.token_ids)
+                if new.text:
+                    pieces += (self._before_text[at], encode(new.text), _NOTHING_ELSE, self._tail())
+            else:
+                pieces += self._rich(at, number, new, output)
+        return b"".join(pieces)
+
+    def _rich(self, at: int, number: int, new: CompletionOutput, output: RequestOutput) -> tuple[bytes, ...]:
+        """An event that may hold anything."""
+        state, c = self._state, self._c
+        body, prompt = c.body, c.prompts[number]
+        ended = new.finish_reason
+        if ended is not None:
+            check_end(new, c.params)
+            self._over[at] = True
+            ended = "length" if c.echo_only else ended
+        first, self._fresh[at] = self._fresh[at], False
+        echo = bool(body.echo) and first
+        text = "" if c.echo_only else new.text
+        self._num_output += 0 if c.echo_only else len(new.token_ids)
+        if echo:
+            text = _echoed(state, prompt) + text
+        logprobs = _logprobs(
+            state, c, prompt, self._shapes[at], new, output, with_prompt=echo, with_new=not c.echo_only
+        )
+        extra = b""
+        if body.return_token_ids:
+            extra = b',"token_ids":' + encode(new.token_ids)
+            if first:
+                extra += b',"prompt_token_ids":' + encode(prompt.token_ids)
+        if not (text or ended or extra or (logprobs and logprobs["tokens"])):
+            return ()
+        return (
+            self._before_text[at],
+            encode(text),
+            b',"logprobs":',
+            encode(logprobs),
+            b',"finish_reason":',
+            encode(ended),
+            b',"stop_reason":',
+            encode(new.stop_reason),
+            extra,
+            b"}",
+            self._tail(),
+        )
+
+    def usage(self) -> bytes:
+        """The event of its own behind all others."""
+        return self._head + b'],"usage":' + self._counts() + b"}\n\n"
+
+    def _counts(self) -> bytes:
+        return encode(usage(self._num_prompt, self._num_output, sum(self._cached)))
+
+    def _tail(self) -> bytes:
+        if self._continuous:
+            return b'],"usage":' + self._counts() + b"}\n\n"
+        return b'],"usage":null}\n\n' if self.include_usage else b"]}\n\n"
+
+
+async def events(
+    state: ServerState, c: Completion, chunks: Chunks, outlet: DirectOutlet | None
+) -> AsyncGenerator[bytes, None]:
+    """Server-sent events of one streamed completion, but for those that take the short way."""
+    merged: Any = merge(_sources(state, c, "delta", outlet))
     started = False
-
-    def tail() -> bytes:
-        if continuous:
-            return b'],"usage":' + encode(usage(num_prompt, num_output, sum(cached))) + b"}\n\n"
-        return b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
-
     try:
         with state.working():
             async for number, output in merged:
-                prompt = c.prompts[number]
-                cached[number] = output.num_cached_tokens
-                pieces = []
-                for new in output.outputs:
-                    at = number * n + new.index
-                    if over[at]:
-                        continue
-                    ended = new.finish_reason
-                    if ended is not None:
-                        check_end(new, c.params)
-                        over[at] = True
-                        ended = "length" if c.echo_only else ended
-                    echo = bool(body.echo) and fresh[at]
-                    first, fresh[at] = fresh[at], False
-                    text = "" if c.echo_only else new.text
-                    num_output += 0 if c.echo_only else len(new.token_ids)
-                    if echo:
-                        text = _echoed(state, prompt) + text
-                    logprobs = _logprobs(
-                        state, c, prompt, shapes[at], new, output, with_prompt=echo, with_new=not c.echo_only
-                    )
-                    extra = b""
-                    if body.return_token_ids:
-                        extra = b',"token_ids":' + encode(new.token_ids)
-                        if first:
-                            extra += b',"prompt_token_ids":' + encode(prompt.token_ids)
-                    if not (text or ended or extra or (logprobs and logprobs["tokens"])):
-                        continue
-                    pieces += [
-                        head,
-                        b'{"index":%d,"text":' % at,
-                        encode(text),
-                        b',"logprobs":',
-                        encode(logprobs),
-                        b',"finish_reason":',
-                        encode(ended),
-                        b',"stop_reason":',
-                        encode(new.stop_reason),
-                        extra,
-                        b"}",
-                        tail(),
-                    ]
-                if pieces:
+                if piece := chunks.render(output, number):
                     started = True
-                    yield b"".join(pieces)
-            if include_usage:
-                started = True
-                yield head + b'],"usage":' + encode(usage(num_prompt, num_output, sum(cached))) + b"}\n\n"
+                    yield piece
             started = True
+            if chunks.include_usage:
+                yield chunks.usage()
             yield DONE
     except Exception as error:
         if not started:
@@ -295,6 +331,9 @@ async def completions(request: HttpRequest) -> Response[Any]:
     params.check_keys(raw, CompletionRequest)
     c = await understand(state, body, f"cmpl-{body.request_id or request_id(request)}")
     if body.stream:
-        return await start(request, events(state, c))
+        chunks = Chunks(state, c)
+        # deltas of several prompts meet in a queue
+        outlet = DirectOutlet(chunks.render) if len(c.prompts) == 1 else None
+        return await start(request, events(state, c, chunks, outlet), outlet=outlet)
     answer = await unless_gone(request, complete(state, c))
     return Response(encode(answer), media_type="application/json")

@@ -156,6 +156,101 @@ def test_a_slow_reader_gets_everything(shared):
     shared(test)
 
 
+class Bucket:
+    """An outlet that is open now and then; `fail_at`: the output at which it breaks."""
+
+    def __init__(self, is_open: Callable[[int], bool], fail_at: int = -1) -> None:
+        self._is_open, self._fail_at = is_open, fail_at
+        self.outputs: list[Any] = []
+        self.where: list[str] = []
+        self._asked = 0
+
+    def open(self) -> bool:
+        self._asked += 1
+        return self._is_open(self._asked)
+
+    def put(self, output: Any) -> None:
+        if len(self.outputs) == self._fail_at:
+            raise ValueError("the bucket is full")
+        self.outputs.append(output)
+        self.where.append("outlet")
+
+    async def drain(self, stream: Any, pause_s: float = 0.0) -> None:
+        """What comes from the iterator goes into the same bucket."""
+        async for output in stream:
+            await asyncio.sleep(pause_s)
+            self.outputs.append(output)
+            self.where.append("iterator")
+
+
+@pytest.mark.parametrize("pause_s", [0.0, 0.02])
+def test_an_outlet_gets_what_the_iterator_does_not(shared, pause_s):
+    """Nothing is lost, doubled or out of order, whoever takes it; the last output is the iterator's."""
+
+    async def test(engine):
+        params = SamplingParams(seed=1, max_tokens=120, ignore_eos=True, n=2)
+        (final,) = [o async for o in engine.generate("hello", params, output_kind="final")]
+        always, never, mixed = Bucket(lambda _: True), Bucket(lambda _: False), Bucket(lambda asked: asked % 3 != 0)
+        for bucket in (always, never, mixed):
+            await bucket.drain(engine.generate("hello", params, output_kind="delta", outlet=bucket), pause_s)
+            for answer in final.outputs:
+                mine = [c for o in bucket.outputs for c in o.outputs if c.index == answer.index]
+                assert "".join(c.text for c in mine) == answer.text
+                assert [t for c in mine for t in c.token_ids] == answer.token_ids
+                assert [c.finish_reason for c in mine if c.finish_reason] == ["length"]
+            assert bucket.where[-1] == "iterator" and bucket.outputs[-1].finished
+        assert always.where.count("outlet") > 5 and set(never.where) == {"iterator"}
+        assert mixed.where.count("outlet") > 1 and mixed.where.count("iterator") > 2
+
+    shared(test)
+
+
+def test_an_outlet_that_breaks_ends_its_own_stream_alone(shared):
+    async def test(engine):
+        params = SamplingParams(seed=1, max_tokens=150, ignore_eos=True)
+        others = [asyncio.create_task(text_of(engine, f"hello {i}", params)) for i in range(3)]
+        bucket = Bucket(lambda _: True, fail_at=5)
+        with pytest.raises(ValueError, match="the bucket is full"):
+            await bucket.drain(engine.generate("hello", params, output_kind="delta", outlet=bucket))
+        assert len(bucket.outputs) == 5
+        assert [len(tokens) for _, tokens in await asyncio.gather(*others)] == [150] * 3
+        while engine.num_requests:
+            await asyncio.sleep(0.01)
+
+    shared(test)
+
+
+def test_an_outlet_gets_nothing_after_its_reader_has_gone(shared):
+    async def test(engine):
+        bucket = Bucket(lambda _: True)
+        params = SamplingParams(max_tokens=240, ignore_eos=True)
+        reader = asyncio.create_task(bucket.drain(engine.generate("hello", params, output_kind="delta", outlet=bucket)))
+        while len(bucket.outputs) < 5:
+            await asyncio.sleep(0.001)
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        seen = len(bucket.outputs)
+        assert not engine.num_requests
+        await asyncio.sleep(0.1)
+        assert len(bucket.outputs) == seen < 240
+
+    shared(test)
+
+
+def test_an_outlet_leaves_the_engines_death_to_the_reader(checkpoint):
+    async def test(engine):
+        bucket = Bucket(lambda _: True)
+        params = SamplingParams(max_tokens=230, ignore_eos=True)
+        reader = asyncio.create_task(bucket.drain(engine.generate("hello", params, output_kind="delta", outlet=bucket)))
+        while len(bucket.outputs) < 5:
+            await asyncio.sleep(0.001)
+        os.kill(engine._process.pid, signal.SIGKILL)
+        with pytest.raises(EngineDeadError, match="ended"):
+            await reader
+
+    run(checkpoint, test)
+
+
 def test_an_engine_started_again_counts_on(checkpoint):
     async def test(engine):
         params = SamplingParams(max_tokens=20, ignore_eos=True)

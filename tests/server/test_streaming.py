@@ -1,0 +1,240 @@
+"""The short way of a stream: a real engine, the app under uvicorn and clients over sockets, in this process, so that what
+takes the short way can be counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from core.config import EngineConfig
+from core.engine.async_engine import AsyncEngine
+from server import launch
+from server.app import create_app
+from server.config import ServerConfig
+from server.openai import completions
+from server.streaming import DirectOutlet
+
+# Litestar 2.25 announces another style of path parameters
+pytestmark = pytest.mark.filterwarnings("ignore::litestar.exceptions.LitestarDeprecationWarning")
+
+TEXT = {"prompt": "the", "max_tokens": 120, "ignore_eos": True, "temperature": 0}
+CHAT = {"messages": [{"role": "user", "content": "the"}], "max_tokens": 60, "ignore_eos": True, "temperature": 0}
+
+
+class App:
+    def __init__(self, tiny_model: Path) -> None:
+        options = EngineConfig.from_options(
+            model=str(tiny_model), load_format="dummy", num_threads=1, num_blocks=2048, served_model_name=("tiny",)
+        )
+        self.engine = AsyncEngine(options)
+
+    async def __aenter__(self) -> App:
+        await self.engine.start()
+        self._sock = launch.bind_all(ServerConfig(port=0))[0]
+        self.address = self._sock.getsockname()
+        app = create_app(self.engine, ServerConfig())
+        self._uvicorn = launch._Asgi(launch._uvicorn_config(app, ServerConfig()))
+        self._uvicorn.handshake_timeout_s = 5
+        self._running = asyncio.ensure_future(self._uvicorn.serve(sockets=[self._sock]))
+        while not self._uvicorn.started:
+            await asyncio.sleep(0.01)
+        self.http = httpx.AsyncClient(base_url="http://{}:{}".format(*self.address), timeout=60)
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        await self.http.aclose()
+        self._uvicorn.should_exit = True
+        await self._running
+        await self.engine.shutdown()
+        self._sock.close()
+
+    async def whole(self, path: str, body: dict) -> list[dict]:
+        answer = await self.http.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["choices"]
+
+    async def streamed(self, path: str, body: dict) -> list[dict]:
+        answer = await self.http.post(path, json={**body, "stream": True, "stream_options": {"include_usage": True}})
+        assert answer.status_code == 200 and answer.text.endswith("data: [DONE]\n\n")
+        return [
+            json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line.startswith("data: {")
+        ]
+
+    async def idle(self) -> None:
+        async with asyncio.timeout(10):
+            while self.engine.num_requests:
+                await asyncio.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def in_app(tiny_model):
+    """in_app(test): run it with an app that the tests share."""
+    with asyncio.Runner() as runner:
+        app = App(tiny_model)
+        runner.run(app.__aenter__())
+        yield lambda test: runner.run(asyncio.wait_for(test(app), 60))
+        runner.run(app.__aexit__())
+
+
+@pytest.fixture
+def puts(monkeypatch) -> list[int]:
+    """Tokens of every output that took the short way."""
+    seen: list[int] = []
+    put = DirectOutlet.put
+
+    def counting(self: DirectOutlet, output: Any) -> None:
+        seen.append(sum(len(o.token_ids) for o in output.outputs))
+        put(self, output)
+
+    monkeypatch.setattr(DirectOutlet, "put", counting)
+    return seen
+
+
+async def read_later(app: App, path: str, body: dict, stop: asyncio.Event) -> bytes:
+    """A client that reads nothing until `stop`, then all there is."""
+    raw = json.dumps({**body, "stream": True}).encode()
+    head = b"POST %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(raw))
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    said = b""
+    with contextlib.closing(sock):
+        await loop.sock_connect(sock, app.address)
+        await loop.sock_sendall(sock, head + raw)
+        await stop.wait()
+        while piece := await loop.sock_recv(sock, 1 << 16):
+            said += piece
+    return said
+
+
+def texts(events: list[dict], n: int) -> list[str]:
+    found = [""] * n
+    for choice in (c for e in events for c in e["choices"]):
+        found[choice["index"]] += choice["text"] if "text" in choice else choice["delta"].get("content") or ""
+    return found
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {},
+        {"n": 3, "temperature": 1, "seed": 5},
+        {"echo": True},
+        {"logprobs": 2, "return_token_ids": True},
+        {"stop": ["zzzz"]},
+    ],
+    ids=["plain", "n", "echo", "logprobs", "stop"],
+)
+def test_completions_say_the_same_by_the_short_way(in_app, puts, extra):
+    async def test(app: App) -> None:
+        body = TEXT | extra
+        whole = await app.whole("/v1/completions", body)
+        events = await app.streamed("/v1/completions", body)
+        assert len(puts) > 10, "the short way was not taken"
+        assert texts(events, len(whole)) == [c["text"] for c in whole]
+        ends = sorted((c["index"], c["finish_reason"]) for e in events for c in e["choices"] if c["finish_reason"])
+        assert ends == [(i, "length") for i in range(len(whole))]
+        assert events[-1]["usage"]["completion_tokens"] == 120 * len(whole)
+        if "logprobs" in extra:
+            parts = [c["logprobs"] for e in events for c in e["choices"]]
+            for key, values in whole[0]["logprobs"].items():
+                assert [v for p in parts for v in p[key]] == values, key
+            assert [t for e in events for c in e["choices"] for t in c["token_ids"]] == whole[0]["token_ids"]
+
+    in_app(test)
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"n": 2, "seed": 5, "temperature": 1}, {"logprobs": True, "return_token_ids": True}]
+)
+def test_chats_say_the_same_by_the_short_way(in_app, puts, extra):
+    async def test(app: App) -> None:
+        body = CHAT | extra
+        whole = await app.whole("/v1/chat/completions", body)
+        events = await app.streamed("/v1/chat/completions", body)
+        assert len(puts) > 5, "the short way was not taken"
+        assert texts(events, len(whole)) == [c["message"]["content"] for c in whole]
+        roles = [c["index"] for e in events for c in e["choices"] if c["delta"].get("role")]
+        assert sorted(roles) == list(range(len(whole))), "each answer begins once"
+        assert events[-1]["usage"]["completion_tokens"] == 60 * len(whole)
+
+    in_app(test)
+
+
+def test_several_prompts_go_through_their_queue(in_app, puts):
+    async def test(app: App) -> None:
+        body = TEXT | {"prompt": ["the", "engine"]}
+        whole = await app.whole("/v1/completions", body)
+        assert texts(await app.streamed("/v1/completions", body), 2) == [c["text"] for c in whole]
+        assert not puts
+
+    in_app(test)
+
+
+def test_who_does_not_read_closes_the_outlet_and_gets_all_later(in_app, puts):
+    """Each event has 3 kB: some 100 fill what the connection may hold, and the rest merges until it is read."""
+
+    async def test(app: App) -> None:
+        body = TEXT | {"max_tokens": 1500, "logprobs": 20, "return_token_ids": True}
+        whole = (await app.whole("/v1/completions", body))[0]
+        awake = asyncio.Event()
+        reader = asyncio.ensure_future(read_later(app, "/v1/completions", body, awake))
+        while not app.engine.num_requests:
+            await asyncio.sleep(0.01)
+        await app.idle()  # the engine does not wait
+        assert 5 < sum(puts) < 1200, "more went out than the connection may hold"
+        before = len(puts)
+        awake.set()
+        said = await reader
+        assert len(puts) == before, "what was left after the end is the task's"
+        lines = [line for line in said.split(b"\n") if line.startswith(b"data: {")]
+        choices = [c for line in lines for c in json.loads(line.removeprefix(b"data: "))["choices"]]
+        assert [t for c in choices for t in c["token_ids"]] == whole["token_ids"]
+        assert "".join(c["text"] for c in choices) == whole["text"]
+        assert b"data: [DONE]" in said and len(lines) < 1200
+
+    in_app(test)
+
+
+def test_a_client_that_goes_ends_the_short_way(in_app, puts):
+    async def test(app: App) -> None:
+        body = TEXT | {"max_tokens": 3000, "stream": True}
+        async with app.http.stream("POST", "/v1/completions", json=body) as answer:
+            pieces = answer.aiter_raw()
+            while len(puts) < 20:
+                await anext(pieces)
+        await app.idle()
+        assert sum(puts) < 2900
+        assert await app.whole("/v1/completions", TEXT)
+
+    in_app(test)
+
+
+def test_what_breaks_on_the_short_way_is_an_error_event(in_app, puts, monkeypatch):
+    async def test(app: App) -> None:
+        render = completions.Chunks.render
+
+        def breaking(self: Any, output: Any, number: int = 0) -> bytes:
+            if len(puts) == 10:
+                raise RuntimeError("broken on purpose")
+            return render(self, output, number)
+
+        monkeypatch.setattr(completions.Chunks, "render", breaking)
+        answer = await app.http.post("/v1/completions", json=TEXT | {"stream": True})
+        *_, last, done, end = answer.text.split("\n\n")
+        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+        assert (done, end) == ("data: [DONE]", "") and len(puts) == 10
+        await app.idle()
+        monkeypatch.undo()
+        assert await app.whole("/v1/completions", TEXT)
+
+    in_app(test)
