@@ -88,9 +88,11 @@ class GuidedManager:
         vocabulary: Vocabulary,
         *,
         on_ready: Callable[[], None] | None = None,
+        buffer: Callable[[int, int], np.ndarray] | None = None,
         compile_timeout_s: float = COMPILE_TIMEOUT_S,
     ) -> None:
-        """on_ready: called from a worker's thread when `poll` has something; wakes an idle loop."""
+        """on_ready: called from a worker's thread when `poll` has something; wakes an idle loop. buffer: of masks, as
+        PinnedMasks.mask_buffer gives it"""
         self._registry = registry
         self._wanted = config.plugins.guided_backend
         self._vocabulary = vocabulary
@@ -101,6 +103,7 @@ class GuidedManager:
         self._eos_row = np.zeros(words, np.int32)
         for token in self._eos:
             self._eos_row.view(np.uint32)[token // 32] |= np.uint32(1 << (token % 32))
+        self._buffer = buffer or (lambda lines, words: np.empty((lines, words), np.int32))
         self._lines = np.full((1, words), -1, np.int32)
         """A line that allows everything, then those of the last masks"""
         self._backends: dict[str, GuidedBackend] = {}
@@ -327,7 +330,8 @@ class GuidedManager:
         """
         count = len(pairs)
         if len(self._lines) <= count:
-            self._lines = np.full((1 + max(count, 2 * len(self._lines)), self._lines.shape[1]), -1, np.int32)
+            self._lines = self._buffer(1 + max(count, 2 * len(self._lines)), self._lines.shape[1])
+            self._lines[0] = -1
         lines = self._lines[: 1 + count]
         bits = lines[1:]
         groups: dict[int, list[tuple[_Sequence, int]]] = {}

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from core.batch import Bitmasks, StepPlan, StepResult
 from core.config import EngineConfig
 from core.guided import GuidedManager
-from core.interfaces.executor import Executor
+from core.interfaces.executor import Executor, PinnedMasks
 from core.interfaces.guided import Vocabulary
 from core.registry import Registry
 from core.request import Request
@@ -64,7 +64,8 @@ class GuidedRequests:
             self._executor.vocab_size,
             tokenizer.file,
         )
-        return GuidedManager(self._registry, self._config, vocabulary)
+        buffer = self._executor.mask_buffer if isinstance(self._executor, PinnedMasks) else None
+        return GuidedManager(self._registry, self._config, vocabulary, buffer=buffer)
 
     def hold(self, request: Request, constraint: GuidedDecodingParams) -> None:
         """Keep the request until `poll` gives it back."""

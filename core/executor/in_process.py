@@ -7,6 +7,7 @@ import logging
 import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from core.batch import Bitmasks, StepPlan
@@ -82,6 +83,9 @@ class InProcessExecutor:
 
     def sample(self, masks: Bitmasks | None) -> StepTicket:
         return self.runner.sample(masks)
+
+    def mask_buffer(self, lines: int, words: int) -> np.ndarray:
+        return self.runner.batch.host_buffer(lines, words)
 
     def shutdown(self) -> None:
         """Give the memory back; a trace that still runs is written."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+import numpy as np
 
 from core.batch import Bitmasks, StepPlan, StepResult
 from core.config import EngineConfig
@@ -42,3 +44,11 @@ class Executor(Protocol):
 
     def shutdown(self) -> None:
         """Give the device's memory back. Called once, after the last result."""
+
+
+@runtime_checkable
+class PinnedMasks(Protocol):
+    """What an executor may offer besides: memory for masks that the device reads as it lies."""
+
+    def mask_buffer(self, lines: int, words: int) -> np.ndarray:
+        """int32 [lines, words], of any content. Written anew for a step once the result of the step before is there."""

@@ -29,6 +29,10 @@ class InputBatch:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
+    def host_buffer(self, rows: int, width: int) -> np.ndarray:
+        """int32 [rows, width], of any content, on the host: `send` of it or of a part copies nothing there."""
+        return torch.empty((rows, width), dtype=torch.int32, pin_memory=not self.on_host).numpy()
+
     def send_together(self, *arrays: np.ndarray) -> list[torch.Tensor]:
         """Several arrays as int64 in one copy. Each begins at 16 bytes: a kernel is compiled anew for one that does not."""
         starts = np.cumsum([0, *(len(a) + len(a) % 2 for a in arrays)])

@@ -382,6 +382,34 @@ def test_many_sequences_of_one_grammar_are_masked_together(
         guided.drop(handle)
 
 
+def test_masks_lie_in_the_memory_that_was_given(vocabulary: Vocabulary) -> None:
+    """Whatever it held before: line 0 allows everything, the rest what masks of other memory say."""
+    given = []
+
+    def buffer(lines: int, words: int) -> np.ndarray:
+        given.append(np.full((lines, words), 0x5A5A5A5A, np.int32))
+        return given[-1]
+
+    managers = [manager(vocabulary, buffer=buffer), manager(vocabulary)]
+    found = []
+    for guided in managers:
+        for handle in range(3):
+            guided.submit(handle, GuidedDecodingParams(regex=f"(ab|cd){{{handle + 1}}}", backend="llguidance"))
+        settle(guided, 3)
+        for handle in range(3):
+            guided.start(handle)
+        for pairs in ([(0, 2)], [(0, 0), (1, 1), (2, 2)], [(0, 1), (1, 2)]):
+            masks = guided.masks(pairs)
+            assert masks.lines is not None and (masks.lines[0] == -1).all()
+            assert np.shares_memory(masks.lines[1:], masks.bits) and len(masks.bits) == len(pairs)
+            if guided is managers[0]:
+                assert np.shares_memory(masks.bits, given[-1])
+            found.append(masks.bits.copy())
+        guided.shutdown()
+    assert all((a == b).all() for a, b in zip(found[:3], found[3:], strict=True))
+    assert len(given) == 2  # it grew once
+
+
 def test_outlines_goes_on_behind_a_possible_end(shared: GuidedManager, tokenizer: Tokenizer) -> None:
     guided = shared
     ids = {x: tokenizer.encode(x).ids[0] for x in "0123456789.ab"}
