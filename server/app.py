@@ -145,7 +145,7 @@ def create_app(engine: RemoteEngine, options: ServerConfig | None = None, tally:
     async def before_send(message: Any, scope: Any) -> None:
         if message["type"] != "http.response.start":
             return
-        known = request_id(Request(scope))
+        known = scope.get("backplane_request_id") or request_id(Request(scope))
         message["headers"] = [*message.get("headers", ()), (b"x-request-id", known.encode())]
         if options.access_log:
             access_log.info(
@@ -162,11 +162,6 @@ def create_app(engine: RemoteEngine, options: ServerConfig | None = None, tally:
                 },
             )
 
-    async def note_begin(connection: Connection, _: BaseRouteHandler) -> None:
-        scope: Any = connection.scope
-        scope["backplane_began_s"] = time.monotonic()
-        tracing.scope.set(scope)
-
     cors = None
     if options.allowed_origins:
         cors = CORSConfig(
@@ -176,12 +171,21 @@ def create_app(engine: RemoteEngine, options: ServerConfig | None = None, tally:
             allow_headers=list(options.allowed_headers),
             expose_headers=["x-request-id", "retry-after"],
         )
-    gate = Gate(options)
+    gate, limits = Gate(options), Limits(options)
+
+    async def admit(connection: Connection, handler: BaseRouteHandler) -> None:
+        """One guard for all that has to be asked: Litestar copies the handler for each."""
+        scope: Any = connection.scope
+        scope["backplane_began_s"] = time.monotonic()
+        tracing.scope.set(scope)
+        await gate(connection, handler)
+        await limits(connection, handler)
+
     ours = [*ROUTES, *playground.routes(options), *([openapi.document] if options.openapi else ())]
     handlers = [*ours, *plugin_routes(engine.registry, server, ours)]
     return Litestar(
         route_handlers=handlers,
-        guards=[note_begin, gate, Limits(options)],
+        guards=[admit],
         middleware=[counting(server)],
         before_send=[before_send],
         exception_handlers={Exception: errors.handle, HTTPException: errors.handle},

@@ -75,17 +75,20 @@ class _Writer:
 
     async def _write(self, send: Any, writer: PieceWriter | None) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        await self._piece(self._first, send, writer)
         if self._outlet is not None:
             self._outlet.writer = writer
         async for piece in self._rest:
-            if writer is None:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-                continue
-            writer.write_piece(piece)
-            if writer.is_slow():
-                await writer.drained()
+            await self._piece(piece, send, writer)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _piece(self, piece: bytes, send: Any, writer: PieceWriter | None) -> None:
+        if writer is None:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            return
+        writer.write_piece(piece)
+        if writer.is_slow():
+            await writer.drained()
 
     async def _gone(self, receive: Any) -> None:
         while (await receive())["type"] != "http.disconnect":

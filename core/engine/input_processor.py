@@ -52,6 +52,8 @@ class InputProcessor:
 
     def _checked(self, ids: Sequence[int]) -> list[int]:
         vocab = self.ready.vocab_size
+        if set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < vocab:
+            return list(ids)
         for token in ids:
             if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < vocab:
                 raise RequestError(f"token id {token!r} is not one of the model's (0 to {vocab - 1})", param="prompt")

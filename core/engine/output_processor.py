@@ -89,10 +89,16 @@ class Group:
     """Sequences that have not ended."""
     hidden_ends: frozenset[int] = field(init=False)
     """Token ids that end the output and are no part of its text."""
+    by_deltas: bool = field(init=False)
+    """What is new is shown as it comes; best_of has to wait for the end."""
+    metrics: RequestMetrics = field(init=False)
+    """Of every output until a sequence has ended."""
 
     def __post_init__(self) -> None:
         params = self.request.params
         self.num_open = len(self.sequences)
+        self.by_deltas = self.kind == "delta" and params.num_sequences == params.n
+        self.metrics = RequestMetrics(self.request.arrival_time_s)
         ends = self.eos_token_ids.union(params.stop_token_ids)
         self.hidden_ends = frozenset() if params.include_stop_str_in_output else ends
 
@@ -174,9 +180,10 @@ class OutputProcessor:
                 sequence.first_token_time_s = time_s
             sequence.last_token_time_s = time_s
             sequence.token_ids.append(token)
-            if sequence.detokenizer is not None and token not in group.hidden_ends:
-                sequence.text += sequence.detokenizer.feed([token])
-                if (stop := sequence.detokenizer.stopped_by) is not None:
+            detokenizer = sequence.detokenizer
+            if detokenizer is not None and token not in group.hidden_ends:
+                sequence.text += detokenizer.feed_one(token)
+                if (stop := detokenizer.stopped_by) is not None:
                     aborts.append(handle)
                     self._end_here(group, sequence, "stop", stop)
             touched[id(group)] = group
@@ -303,7 +310,7 @@ class OutputProcessor:
 
     def take(self, group: Group) -> RequestOutput | None:
         """What there is to show now, or None."""
-        if group.kind == "delta" and group.request.params.num_sequences == group.request.params.n:
+        if group.by_deltas:
             return self._delta(group)
         if group.kind == "cumulative" or group.done:
             return self.build(group, group.kind)
@@ -355,7 +362,7 @@ class OutputProcessor:
                 sum(f.num_preemptions for f in group.finished),
             )
         else:
-            metrics = RequestMetrics(group.request.arrival_time_s)
+            metrics = group.metrics
         prompt_logprobs = None
         if group.prompt_logprobs is not None:
             prompt_logprobs = [self._candidates(p) if p else None for p in group.prompt_logprobs]

@@ -77,16 +77,20 @@ class Detokenizer:
         """-> the text that these tokens complete; reading ends with the token that completes a stop string."""
         pieces = []
         for token in token_ids:
-            self.num_tokens += 1
-            if token in self._skipped:
-                continue
-            piece = self._step(token)
-            if self._stops is not None and piece:
-                piece = self._stops.feed(piece, self.num_tokens > self._min_tokens)
-            pieces.append(piece)
+            pieces.append(self.feed_one(token))
             if self.stopped_by is not None:
                 break
         return "".join(pieces)
+
+    def feed_one(self, token: int) -> str:
+        """`feed` of one token, which is what a stream gets."""
+        self.num_tokens += 1
+        if token in self._skipped:
+            return ""
+        piece = self._step(token)
+        if piece and self._stops is not None:
+            return self._stops.feed(piece, self.num_tokens > self._min_tokens)
+        return piece
 
     def finish(self) -> str:
         """The output is over: bytes that never became a character come out as U+FFFD, held text as it is."""
@@ -103,17 +107,19 @@ class Detokenizer:
         self._stream = DecodeStream(ids=ids, skip_special_tokens=self._skip_special)
 
     def _step(self, token: int) -> str:
-        self._pending.append(token)
         try:
-            piece = self._stream.step(self._tokenizer.backend, token)
+            piece: str | None = self._stream.step(self._tokenizer.backend, token)
         except Exception:
             # tokenizers raises bare Exception where text that it gave already would change: with byte fallback a run of
             # bytes is one character after the other until it goes wrong, and then none
+            self._pending.append(token)
             return self._flush()
         if piece is None:
+            self._pending.append(token)
             return self._flush() if len(self._pending) >= MAX_PENDING else ""
-        self._pending.clear()
-        return str(piece)
+        if self._pending:
+            self._pending.clear()
+        return piece
 
     def _flush(self) -> str:
         """What waits, as it is; and a new beginning."""

@@ -100,9 +100,9 @@ async def _prompts(
     for token_ids, (_, at) in zip(found, given, strict=True):
         if not token_ids:
             raise invalid(at, f"{at} is empty")
-        for i, token_id in enumerate(token_ids):
-            if not 0 <= token_id < vocab_size:
-                raise invalid(at, f"{at}[{i}]={token_id} is not a token id; they go from 0 to {vocab_size - 1}")
+        if min(token_ids) < 0 or max(token_ids) >= vocab_size:
+            i, token_id = next((i, t) for i, t in enumerate(token_ids) if not 0 <= t < vocab_size)
+            raise invalid(at, f"{at}[{i}]={token_id} is not a token id; they go from 0 to {vocab_size - 1}")
     return [Prompt(ids, p if isinstance(p, str) else None) for ids, (p, _) in zip(found, given, strict=True)]
 
 

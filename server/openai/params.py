@@ -45,10 +45,10 @@ def check_keys(raw: bytes, body: type[SamplingBody]) -> None:
     except msgspec.DecodeError as error:
         raise from_decode_error(error) from None
     known = body.__struct_fields__
+    if not (unknown := keys.keys() - set(known)):
+        return
     constraints = [k for k in known if _CONSTRAINTS.search(k)]
-    for key in keys:
-        if key in known:
-            continue
+    for key in (k for k in keys if k in unknown):
         near = difflib.get_close_matches(key, constraints, n=1, cutoff=0.8)
         if near or _CONSTRAINTS.search(key):
             near = near or difflib.get_close_matches(key, constraints, n=1, cutoff=0.0)
