@@ -168,8 +168,9 @@ class OutputProcessor:
                 found[1].num_cached_tokens = num_cached
         handles = np.frombuffer(step.handles, np.int64).tolist()
         tokens = np.frombuffer(step.token_ids, np.int32).tolist()
+        find = self._sequences.get
         for handle, token in zip(handles, tokens, strict=True):
-            found = self._sequences.get(handle)
+            found = find(handle)
             if found is None:
                 continue  # ended here by a stop string or an abort, and the engine did not know yet
             group, sequence = found

@@ -376,7 +376,7 @@ class Chunks:
         self._state, self._chat = state, chat
         body = chat.body
         options = body.stream_options
-        self.include_usage = bool(options and options.include_usage)
+        self._include_usage = bool(options and options.include_usage)
         self._continuous = bool(options and options.continuous_usage_stats)
         head = {"id": chat.id, "object": "chat.completion.chunk", "created": chat.created_s, "model": chat.model}
         self._head = b"data: " + encode(head)[:-1] + b',"choices":['
@@ -461,9 +461,9 @@ class Chunks:
             )
         )
 
-    def usage(self) -> bytes:
-        """The event of its own behind all others."""
-        return self._head + b'],"usage":' + self._counts() + b"}\n\n"
+    def end(self) -> bytes:
+        """What comes behind all of them."""
+        return (self._head + b'],"usage":' + self._counts() + b"}\n\n" if self._include_usage else b"") + DONE
 
     def _counts(self) -> bytes:
         return encode(usage(len(self._chat.prompt), self._num_output, self._num_cached))
@@ -471,7 +471,7 @@ class Chunks:
     def _tail(self) -> bytes:
         if self._continuous:
             return b'],"usage":' + self._counts() + b"}\n\n"
-        return b'],"usage":null}\n\n' if self.include_usage else b"]}\n\n"
+        return b'],"usage":null}\n\n' if self._include_usage else b"]}\n\n"
 
 
 async def events(
@@ -479,14 +479,16 @@ async def events(
 ) -> AsyncGenerator[bytes, None]:
     """Server-sent events of one streamed chat, but for those that take the short way."""
     source = generate(state, chat, "delta", outlet)
+    last = b""
     try:
         with state.working():
             async for output in source:
-                if piece := chunks.render(output):
+                piece = chunks.render(output)
+                if output.finished:
+                    last = piece  # what follows is there already: one write for all of it
+                elif piece:
                     yield piece
-            if chunks.include_usage:
-                yield chunks.usage()
-            yield DONE
+            yield last + chunks.end()
     except Exception as error:
         if not chunks.started:
             raise

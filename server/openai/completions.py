@@ -215,7 +215,7 @@ class Chunks:
         self._state, self._c = state, c
         body = c.body
         options = body.stream_options
-        self.include_usage = bool(options and options.include_usage)
+        self._include_usage = bool(options and options.include_usage)
         self._continuous = bool(options and options.continuous_usage_stats)
         head = encode({"id": c.id, "object": "text_completion", "created": c.created_s, "model": c.model})
         self._head = b"data: " + head[:-1] + b',"choices":['
@@ -285,9 +285,9 @@ class Chunks:
             self._tail(),
         )
 
-    def usage(self) -> bytes:
-        """The event of its own behind all others."""
-        return self._head + b'],"usage":' + self._counts() + b"}\n\n"
+    def end(self) -> bytes:
+        """What comes behind all of them."""
+        return (self._head + b'],"usage":' + self._counts() + b"}\n\n" if self._include_usage else b"") + DONE
 
     def _counts(self) -> bytes:
         return encode(usage(self._num_prompt, self._num_output, sum(self._cached)))
@@ -295,7 +295,7 @@ class Chunks:
     def _tail(self) -> bytes:
         if self._continuous:
             return b'],"usage":' + self._counts() + b"}\n\n"
-        return b'],"usage":null}\n\n' if self.include_usage else b"]}\n\n"
+        return b'],"usage":null}\n\n' if self._include_usage else b"]}\n\n"
 
 
 async def events(
@@ -304,16 +304,18 @@ async def events(
     """Server-sent events of one streamed completion, but for those that take the short way."""
     merged: Any = merge(_sources(state, c, "delta", outlet))
     started = False
+    last = b""
     try:
         with state.working():
             async for number, output in merged:
-                if piece := chunks.render(output, number):
+                piece = chunks.render(output, number)
+                if output.finished and len(c.prompts) == 1:
+                    last = piece  # what follows is there already: one write for all of it
+                elif piece:
                     started = True
                     yield piece
             started = True
-            if chunks.include_usage:
-                yield chunks.usage()
-            yield DONE
+            yield last + chunks.end()
     except Exception as error:
         if not started:
             raise _placed(error) if isinstance(error, RequestError) else error from None
