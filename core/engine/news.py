@@ -35,13 +35,15 @@ class News:
 
 
 class Outlet(Protocol):
-    """Where the outputs of a stream may go as soon as they are there. Called in a callback of the loop: both are quick."""
+    """Where the outputs of a stream may go as soon as they are there. Called in a callback of the loop: both are quick.
+
+    What they raise, the task that waits gets.
+    """
 
     def open(self) -> bool:
         """It takes one now. Otherwise what is new goes on gathering, until the task that waits for it takes it."""
 
-    def put(self, output: RequestOutput) -> None:
-        """What it raises, the task that waits gets."""
+    def put(self, output: RequestOutput) -> None: ...
 
 
 class Round:
@@ -88,13 +90,13 @@ class DirectNews(News):
 
     def deliver(self) -> None:
         self._due = False
-        if self._waiter is None or self._there or not self._outlet.open():
-            return super().tell()
         try:
+            if self._waiter is None or self._there or not self._outlet.open():
+                return super().tell()
             output = self._outputs.take(self.group)
             if output is not None:
                 self._outlet.put(output)
-        except Exception as error:
+        except Exception as error:  # of this stream alone: others are served behind it
             self._error = error
             super().tell()
 
