@@ -89,6 +89,37 @@ def greedy(logits: torch.Tensor, rows: np.ndarray, places: np.ndarray, token_ids
     return found
 
 
+def sample(
+    logits: torch.Tensor,
+    rows: np.ndarray,
+    places: np.ndarray,
+    token_ids: torch.Tensor,
+    wishes: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    masks: tuple[np.ndarray, np.ndarray] | None,
+) -> torch.Tensor:
+    """As `greedy`, but by bitmask, temperature, min-p, top-k, top-p and a draw. The logits are written over.
+
+    wishes: floats, top_k and seeds of all rows (core/sampling/rows.py); masks: which of the n have one, and its bits, as in
+    core.batch.Bitmasks
+    """
+    found = torch.empty((2, len(rows)), dtype=torch.int32)
+    bits = None
+    if masks is not None:
+        lines = np.full(len(rows), -1, np.int32)
+        lines[masks[0]] = np.arange(len(masks[1]))
+        bits = torch.from_numpy(lines), torch.from_numpy(np.ascontiguousarray(masks[1]))
+    _cpu("sampling").sample(
+        logits.contiguous(),
+        torch.from_numpy(rows),
+        torch.from_numpy(places),
+        token_ids,
+        found,
+        *wishes,
+        bits,
+    )
+    return found
+
+
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """[..., size] -> the same; the mean is taken in float32."""
     if on_gpu(x):

@@ -297,6 +297,12 @@ class ModelRunner:
         if plain and masks is None and not (needs[sampled] & Needs.RANDOM).any() and dispatch.on_cpu(logits):
             tokens, finite = dispatch.greedy(logits, plan.rows[sampled], positions, self.batch.token_ids)
             return {"tokens": tokens, "finite": finite}, []
+        if plain and dispatch.on_cpu(logits):
+            wishes = self.sampling.floats, self.sampling.top_k, self.sampling.seeds
+            bits = None if masks is None else (masks.sample_indices, masks.bits)
+            rows_of = plan.rows[sampled]
+            tokens, finite = dispatch.sample(logits, rows_of, positions, self.batch.token_ids, wishes, bits)
+            return {"tokens": tokens, "finite": finite}, []
         rows_device = self.batch.send(rows)
         logits = logits.float()
         finite = logits.amax(-1).isfinite()

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from core.kernels import references
 from core.kernels.cpu import embedding, jit, linear, rms_norm, rope, sampling
+from core.sampling.sampler import sample_reference
 
 
 @pytest.fixture(params=[1, 2], autouse=True)
@@ -243,3 +244,92 @@ def test_greedy(vocab_size):
     strided = torch.randn(2, 2 * vocab_size)[:, ::2]
     sampling.greedy(strided, rows, places, token_ids, found)
     assert found[0, :2].tolist() == strided.argmax(-1).tolist()
+
+
+SEVERAL = [
+    dict(temperature=0.0),
+    dict(temperature=1.0),
+    dict(temperature=0.3, top_p=0.9),
+    dict(temperature=1.5, top_k=7),
+    dict(temperature=0.8, top_k=40, top_p=0.5, min_p=0.02),
+    dict(temperature=2.0, min_p=0.3),
+    dict(temperature=1.0, top_k=1),
+    dict(temperature=0.7, top_p=1e-6),
+]
+
+
+def wishes(params: list[dict], num_rows: int, at: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    floats, top_k = torch.full((num_rows, 6), float("nan")), torch.full((num_rows,), -99)
+    for row, p in zip(at, params, strict=True):
+        floats[row, :3] = torch.tensor([p["temperature"], p.get("top_p", 1.0), p.get("min_p", 0.0)])
+        top_k[row] = p.get("top_k", 0)
+    return floats, top_k, torch.randint(-(2**62), 2**62, (num_rows,))
+
+
+@pytest.mark.parametrize("vocab_size", [40, 333, 20_001])
+def test_sample_is_what_the_sampler_draws(vocab_size):
+    """Over 60 places each: the same uniform numbers, so the same tokens, whatever the row asks."""
+    rows = [5, 0, 3, 8, 1, 7, 2, 6]
+    floats, top_k, seeds = wishes(SEVERAL, 9, rows)
+    at = torch.tensor(rows, dtype=torch.int32)
+    for place in range(60):
+        logits = (torch.randn(8, vocab_size) * 3).round(decimals=2)  # with equal ones
+        places = torch.full((8,), place, dtype=torch.int32)
+        expected = sample_reference(logits.clone(), at.long(), floats, top_k, seeds, places.long())
+        token_ids, found = torch.full((9, 60), -1, dtype=torch.int32), torch.zeros(2, 8, dtype=torch.int32)
+        sampling.sample(logits, at, places, token_ids, found, floats, top_k, seeds)
+        assert found[0].tolist() == expected.tolist() and found[1].all()
+        assert token_ids[at.long(), place].tolist() == expected.tolist() and (token_ids >= 0).sum() == 8
+
+
+def test_sample_under_masks():
+    """Rows with a mask choose what it allows, as if the rest had no logit; others are free; words cut the vocabulary off."""
+    vocab_size = 75
+    floats, top_k, seeds = wishes(SEVERAL, 8, list(range(8)))
+    allowed = torch.rand(5, vocab_size) < 0.3
+    allowed[0] = False
+    allowed[0, [31, 32, 74]] = True  # both ends of a word, and the last token
+    allowed[1], allowed[2] = True, False
+    allowed[2, 63] = True
+    packed = np.packbits(np.pad(allowed.numpy(), ((0, 0), (0, 96 - vocab_size))), axis=1, bitorder="little")
+    lines = torch.tensor([2, -1, 0, 1, 3, -1, 4, 0], dtype=torch.int32)
+    at = torch.arange(8, dtype=torch.int32)
+    for place in range(40):
+        logits = torch.randn(8, vocab_size) * 3
+        masked = logits.clone()
+        for i, line in enumerate(lines.tolist()):
+            if line >= 0:
+                masked[i, ~allowed[line]] = float("-inf")
+        places = torch.full((8,), place, dtype=torch.int32)
+        expected = sample_reference(masked, at.long(), floats, top_k, seeds, places.long())
+        token_ids, found = torch.zeros(8, 40, dtype=torch.int32), torch.zeros(2, 8, dtype=torch.int32)
+        bits = torch.from_numpy(packed.view(np.int32).copy())
+        sampling.sample(logits, at, places, token_ids, found, floats, top_k, seeds, (lines, bits))
+        assert found[0].tolist() == expected.tolist()
+
+
+def test_sample_tells_what_is_not_finite_and_goes_on_with_the_rest():
+    logits = torch.randn(5, 90)
+    logits[0, 17] = float("nan")
+    logits[1, 17] = float("inf")
+    logits[2] = float("-inf")
+    logits[3, :89] = float("-inf")
+    logits[4, 5] = 1e30
+    floats, top_k, seeds = wishes([dict(temperature=1.0)] * 3 + [dict(temperature=1e-38)] * 2, 5, list(range(5)))
+    at, found = torch.arange(5, dtype=torch.int32), torch.zeros(2, 5, dtype=torch.int32)
+    sampling.sample(logits, at, at, torch.zeros(5, 5, dtype=torch.int32), found, floats, top_k, seeds)
+    assert found[1].tolist() == [0, 0, 0, 1, 1] and found[0, 3:].tolist() == [89, 5]
+    assert ((found[0] >= 0) & (found[0] < 90)).all()
+    assert sampling.sample(logits[:0], at[:0], at[:0], at[None], found[:, :0], floats, top_k, seeds) is None
+
+
+def test_draws_follow_the_probabilities():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0, float("-inf")]]).repeat(4000, 1)
+    floats, top_k, _ = wishes([dict(temperature=1.0)], 1, [0])
+    rows, places = torch.zeros(4000, dtype=torch.int32), torch.arange(4000, dtype=torch.int32)
+    found = torch.zeros(2, 4000, dtype=torch.int32)
+    seeds = torch.tensor([11])
+    sampling.sample(logits.clone(), rows, places, torch.zeros(1, 4000, dtype=torch.int32), found, floats, top_k, seeds)
+    counts = torch.bincount(found[0], minlength=5)
+    expected = logits[0].softmax(-1) * 4000
+    assert counts[4] == 0 and (counts - expected).abs().max() < 4 * expected.max() ** 0.5
