@@ -45,8 +45,6 @@ MAX_LEXER_STATES = 50_000
 WHITESPACE = r"[ \t\n\r]{1,64}"
 """Between JSON's tokens. Bounded: a model that has lost its way would write blanks for ever."""
 MAX_THREADS = 16
-COPIES_A_THREAD = 2
-"""A thread that takes work from another then finds a copy of which no mask is being made."""
 COPIES_S = 0.1
 """Spent at most on more copies of a compiled grammar, without Python's lock; most take 1 ms each."""
 _CAPABILITIES = ("oneOf constraints are not supported", "Unimplemented keys", "Unknown format", "not supported yet")
@@ -75,7 +73,7 @@ class LLGuidanceBackend:
         source = self._source(constraint)
         made: list[Any] = []
         begin = time.perf_counter()
-        while not made or (len(made) < COPIES_A_THREAD * self._num_threads and time.perf_counter() - begin < COPIES_S):
+        while not made or (len(made) < self._num_threads and time.perf_counter() - begin < COPIES_S):
             matcher = self._library.LLMatcher(self._tokenizer, source, log_level=0, limits=self._limits)
             if not matcher.is_error():
                 # warms what every copy then shares, and meets the limits before the request is admitted
