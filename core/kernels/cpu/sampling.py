@@ -95,12 +95,17 @@ def _uniform(seed, place):  # type: ignore[no-untyped-def]
 @inlined
 def _forbid(logits, bits):  # type: ignore[no-untyped-def]
     """-inf where the bitmask has no bit"""
-    for word in range((logits.shape[0] + 31) // 32):
+    whole = logits.shape[0] // 32
+    for word in range(whole):
         allowed = bits[word]
         if allowed != -1:
-            for j in range(32 * word, min(32 * word + 32, logits.shape[0])):
-                if not (allowed >> (j - 32 * word)) & 1:
-                    logits[j] = -np.inf
+            # 32 at any rate, and none skipped: that many vectors can do
+            for j in range(32):
+                x = logits[32 * word + j]
+                logits[32 * word + j] = x if allowed & (np.int32(1) << np.int32(j)) else np.float32(-np.inf)
+    for j in range(32 * whole, logits.shape[0]):
+        if not (bits[whole] >> (j - 32 * whole)) & 1:
+            logits[j] = -np.inf
 
 
 @inlined
