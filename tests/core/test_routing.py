@@ -78,10 +78,10 @@ def test_clients_share_an_engine_and_one_that_is_gone_leaves_nothing(checkpoint)
         assert (await second.stats()).generation_tokens == (await third.stats()).generation_tokens == 2 * 735
 
         # a client that is killed says nothing more; its owner says that it is gone
-        long = SamplingParams(max_tokens=300, ignore_eos=True, n=2)
+        long = SamplingParams(max_tokens=1500, ignore_eos=True, n=2)
         lost = [asyncio.create_task(tokens_of(third, long)) for _ in range(4)]
         # its grammar is not there yet: the request is held outside the scheduler
-        guided = SamplingParams(max_tokens=300, guided_decoding=GuidedDecodingParams(regex="a+"))
+        guided = SamplingParams(max_tokens=1500, guided_decoding=GuidedDecodingParams(regex="a+"))
         held = third.generate("hello", guided, output_kind="delta")
         waiting = asyncio.create_task(anext(held))
         while (await first.stats()).num_running < 4:

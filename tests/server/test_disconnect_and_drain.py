@@ -51,7 +51,7 @@ def test_sigterm_drains(start_server):
     answers = []
 
     def ask():
-        answers.append(httpx.post(f"{server.url}/v1/completions", json={**LONG, "max_tokens": 400}, timeout=60))
+        answers.append(httpx.post(f"{server.url}/v1/completions", json={**LONG, "max_tokens": 3500}, timeout=60))
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -62,7 +62,7 @@ def test_sigterm_drains(start_server):
     refused = httpx.post(f"{server.url}/v1/completions", json=LONG)
     assert refused.status_code == 503 and httpx.get(f"{server.url}/ready").status_code == 503
     thread.join(60)
-    assert answers[0].status_code == 200 and answers[0].json()["usage"]["completion_tokens"] == 400
+    assert answers[0].status_code == 200 and answers[0].json()["usage"]["completion_tokens"] == 3500
     assert server.process.wait(10) == 0
 
 
@@ -94,7 +94,7 @@ def test_queue_full_is_429(narrow_server):
     threads = [
         threading.Thread(
             target=lambda: results.append(
-                httpx.post(f"{narrow_server.url}/v1/completions", json={**LONG, "max_tokens": 200}, timeout=60)
+                httpx.post(f"{narrow_server.url}/v1/completions", json={**LONG, "max_tokens": 1000}, timeout=60)
             )
         )
         for _ in range(6)
