@@ -11,8 +11,8 @@ THRESHOLD = 10_000
 def spare_what_lives() -> None:
     """Keep what a process has loaded until now out of every later collection. For processes of our own, once all is loaded.
 
-    Imports and the app leave some 100,000 objects that live as long as the process does. Each full collection walks through all
-    of them, and no stream goes on meanwhile: a quarter of what a server does at 64 streams, when it was measured.
+    What is imported stays: 53,000 objects in a server, 219,000 with what an engine adds. Each full collection walks through all of
+    them, in 31 and 96 ms, and no stream goes on meanwhile: a quarter of what a server did at 64 streams.
     """
     gc.collect()
     gc.freeze()
