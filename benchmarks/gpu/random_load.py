@@ -2,8 +2,8 @@
 
     python benchmarks/gpu/random_load.py --seconds 300
 
-In deterministic mode a sample of requests runs on the idle engine first, then again and again under load: the tokens must
-be equal to the last one. Fails on any error, any difference, a block that is not given back. Random weights.
+In deterministic mode a sample of requests runs on the idle engine first, then each again and again under load: the tokens
+must be equal to the last one. Fails on any error, any difference, a block that is not given back. Random weights.
 """
 
 from __future__ import annotations
@@ -69,16 +69,13 @@ class Load:
             if cut is None and len(got) != most:
                 self.errors.append(f"{len(got)} tokens came, {most} were asked for")
 
-    async def repeat_samples(self, samples: list[tuple[list[int], Any, list[int]]], until_s: float) -> None:
+    async def repeat_sample(self, prompt: list[int], params: Any, wanted: list[int], until_s: float) -> None:
         while time.monotonic() < until_s:
-            for prompt, params, wanted in samples:
-                got = await self.tokens(prompt, params)
-                self.counts["samples_under_load"] += 1
-                if got != wanted:
-                    at = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), len(got))
-                    self.errors.append(f"a sample with a prompt of {len(prompt)} differs from token {at} on")
-                if time.monotonic() > until_s:
-                    return
+            got = await self.tokens(prompt, params)
+            self.counts["samples_under_load"] += 1
+            if got != wanted:
+                at = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), len(got))
+                self.errors.append(f"a sample with a prompt of {len(prompt)} differs from token {at} on")
 
 
 async def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -102,7 +99,7 @@ async def run(args: argparse.Namespace) -> dict[str, Any]:
     begin = time.monotonic()
     until = begin + args.seconds
     clients = [asyncio.create_task(load.client(until)) for _ in range(args.clients)]
-    clients.append(asyncio.create_task(load.repeat_samples(samples, until)))
+    clients += [asyncio.create_task(load.repeat_sample(*sample, until)) for sample in samples]
     most_running = 0
     least_free = engine.ready.num_blocks
     while time.monotonic() < until:
