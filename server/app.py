@@ -19,10 +19,11 @@ from server.config import ServerConfig
 from server.errors import ApiError, encode
 from server.limits import Limits, counting
 from server.metrics import CONTENT_TYPE
-from server.openai.chat import Parsers, chat_completions
+from server.openai.chat import chat_completions
 from server.openai.completions import completions
 from server.openai.embeddings import embeddings
 from server.openai.models import list_models, show_model
+from server.openai.parsers import Parsers
 from server.openai.responses import ROUTES as RESPONSES
 from server.openai.scores import ROUTES as SCORES
 from server.openai.tokenize import detokenize, tokenize

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -231,8 +231,11 @@ async def unless_gone(request: HttpRequest, work: Awaitable[T]) -> T:
         await asyncio.gather(task, watcher, return_exceptions=True)
 
 
-async def merge(sources: list[AsyncGenerator[T, None]]) -> AsyncIterator[tuple[int, T]]:
-    """Items of all generators as they come, with the generator's number. The first exception ends all."""
+async def merge(sources: list[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:
+    """Items of all generators as they come, with the generator's number. The first exception ends all.
+
+    A generator goes on when its item has gone its way: when the caller asks for what follows.
+    """
     if len(sources) == 1:
         try:
             async for item in sources[0]:
@@ -240,20 +243,23 @@ async def merge(sources: list[AsyncGenerator[T, None]]) -> AsyncIterator[tuple[i
         finally:
             await sources[0].aclose()
         return
-    queue: asyncio.Queue[tuple[int, T | None, BaseException | None]] = asyncio.Queue(2 * len(sources))
+    queue: asyncio.Queue[tuple[int, T | None, BaseException | None]] = asyncio.Queue()
+    taken = [asyncio.Event() for _ in sources]
 
     async def pump(number: int, source: AsyncGenerator[T, None]) -> None:
         error: BaseException | None = None
         try:
             async for item in source:
-                await queue.put((number, item, None))
+                taken[number].clear()
+                queue.put_nowait((number, item, None))
+                await taken[number].wait()
         except asyncio.CancelledError:
             raise
         except BaseException as e:
             error = e
         finally:
             await source.aclose()
-        await queue.put((number, None, error))
+        queue.put_nowait((number, None, error))
 
     tasks = [asyncio.create_task(pump(i, s)) for i, s in enumerate(sources)]
     try:
@@ -266,6 +272,7 @@ async def merge(sources: list[AsyncGenerator[T, None]]) -> AsyncIterator[tuple[i
                 left -= 1
             else:
                 yield number, item
+                taken[number].set()
     finally:
         for t in tasks:
             t.cancel()

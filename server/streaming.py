@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 
 from litestar import Response
@@ -40,14 +40,14 @@ def error_event(error: BaseException) -> bytes:
 
 
 class DirectOutlet:
-    """The short way of a stream's outputs: rendered and written as they come, with no task and no generator in between.
+    """The short way of a prompt's outputs: rendered and written as they come, with no task and no generator in between.
 
     Open from the response's second piece on, while the client reads what it gets.
     """
 
-    def __init__(self, render: Callable[[RequestOutput], bytes]) -> None:
-        """`render`: the events of an output; b"" for none."""
-        self._render = render
+    def __init__(self, render: Callable[[RequestOutput, int], bytes], number: int) -> None:
+        """`render`: the events of an output of prompt `number`; b"" for none."""
+        self._render, self._number = render, number
         self.writer: PieceWriter | None = None
         """Set while the response is written, on a connection that has the short way."""
 
@@ -55,7 +55,7 @@ class DirectOutlet:
         return self.writer is not None and not self.writer.is_slow()
 
     def put(self, output: RequestOutput) -> None:
-        piece = self._render(output)
+        piece = self._render(output, self._number)
         if piece and self.writer is not None:
             self.writer.write_piece(piece)
 
@@ -68,16 +68,16 @@ class _Writer:
         first: bytes,
         rest: AsyncGenerator[bytes, None],
         headers: Mapping[str, str],
-        outlet: DirectOutlet | None,
+        outlets: Sequence[DirectOutlet],
     ) -> None:
-        self._first, self._rest, self._outlet = first, rest, outlet
+        self._first, self._rest, self._outlets = first, rest, outlets
         self._headers = [*_HEADERS, *((k.encode(), v.encode()) for k, v in headers.items())]
 
     async def _write(self, send: Any, writer: PieceWriter | None) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await self._piece(self._first, send, writer)
-        if self._outlet is not None:
-            self._outlet.writer = writer
+        for outlet in self._outlets:
+            outlet.writer = writer
         async for piece in self._rest:
             await self._piece(piece, send, writer)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -100,8 +100,8 @@ class _Writer:
         try:
             await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            if self._outlet is not None:
-                self._outlet.writer = None
+            for outlet in self._outlets:
+                outlet.writer = None
             for task in (writer, watcher):
                 task.cancel()
             results = await asyncio.gather(writer, watcher, return_exceptions=True)
@@ -118,10 +118,10 @@ class EventStream(Response[None]):
         first: bytes,
         rest: AsyncGenerator[bytes, None],
         headers: Mapping[str, str],
-        outlet: DirectOutlet | None = None,
+        outlets: Sequence[DirectOutlet] = (),
     ) -> None:
         super().__init__(content=None)
-        self._writer = _Writer(first, rest, headers, outlet)
+        self._writer = _Writer(first, rest, headers, outlets)
 
     def to_asgi_response(self, *args: Any, **kwargs: Any) -> Any:
         return self._writer
@@ -131,15 +131,15 @@ async def start(
     request: HttpRequest,
     events: AsyncGenerator[bytes, None],
     headers: Mapping[str, str] | None = None,
-    outlet: DirectOutlet | None = None,
+    outlets: Sequence[DirectOutlet] = (),
 ) -> EventStream:
     """Wait for the first piece: until then an error is still an answer with a status of its own.
 
-    `outlet`: takes the short way past `events`, which goes on with what is left.
+    `outlets`: take the short way past `events`, which goes on with what is left.
     """
     try:
         first = await unless_gone(request, anext(events))
     except BaseException:
         await events.aclose()
         raise
-    return EventStream(first, events, headers or {}, outlet)
+    return EventStream(first, events, headers or {}, outlets)

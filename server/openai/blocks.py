@@ -5,13 +5,13 @@ Knows neither of those APIs: it says when a block opens, grows and closes.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from core.outputs import CompletionOutput
-from server.openai.chat import Chat, check_end, final_output, generate
+from core.outputs import RequestOutput
+from server.openai.chat_request import Chat
 from server.openai.events import Delta
+from server.openai.generation import check_end, final_output
 from server.state import ServerState
 
 Kind = Literal["reasoning", "text", "call"]
@@ -102,7 +102,7 @@ class Blocks:
 
 @dataclass(slots=True)
 class Step:
-    """What is new in a streamed answer; or, with `blocks`, all of one that did not stream."""
+    """What is new in an answer, and all of it so far."""
 
     changes: list[Change]
     logprobs: list[Any]
@@ -115,44 +115,40 @@ class Step:
     blocks: list[Block] = field(default_factory=list)
 
 
-async def stream(state: ServerState, chat: Chat) -> AsyncGenerator[Step, None]:
-    """Steps of an answer (n is 1). The last has a finish_reason and all blocks."""
-    answer, blocks = chat.answer(), Blocks()
-    num_output = num_cached = 0
-    source = generate(state, chat, "delta")
-    try:
-        with state.working():
-            async for output in source:
-                num_cached = output.num_cached_tokens or num_cached
-                for new in output.outputs:
-                    num_output += len(new.token_ids)
-                    changes = blocks.add(answer.feed(new.text, new.token_ids))
-                    reason = None
-                    if new.finish_reason is not None:
-                        check_end(new, chat.params)
-                        changes += blocks.add(answer.finish())
-                        changes += blocks.finish()
-                        reason = chat.finish_reason(new.finish_reason, answer)
-                    logprobs = list(new.logprobs or ())
-                    yield Step(changes, logprobs, num_output, num_cached, reason, new.stop_reason, blocks.blocks)
-    finally:
-        await source.aclose()
+class Steps:
+    """An answer as it grows (n is 1): its outputs -> steps. The last has a finish_reason and all blocks."""
+
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+        self._answer, self._blocks = chat.answer(), Blocks()
+        self._num_output = 0
+
+    def take(self, output: RequestOutput) -> Step:
+        """Raises what the answer ended with, if that is none."""
+        (new,) = output.outputs
+        if new.finish_reason is not None:
+            check_end(new, self._chat.params)
+        self._num_output += len(new.token_ids)
+        changes = self._blocks.add(self._answer.feed(new.text, new.token_ids))
+        reason = None
+        if new.finish_reason is not None:
+            changes += self._blocks.add(self._answer.finish())
+            changes += self._blocks.finish()
+            reason = self._chat.finish_reason(new.finish_reason, self._answer)
+        return Step(
+            changes,
+            list(new.logprobs or ()),
+            self._num_output,
+            output.num_cached_tokens,
+            reason,
+            new.stop_reason,
+            self._blocks.blocks,
+        )
 
 
 async def whole(state: ServerState, chat: Chat) -> Step:
     """All of an answer (n is 1)."""
-    final = await final_output(state, chat)
-    output: CompletionOutput = final.outputs[0]
-    check_end(output, chat.params)
-    answer, blocks = chat.answer(), Blocks()
-    for delta in (answer.feed(output.text, output.token_ids), answer.finish()):
-        blocks.add(delta)
-    blocks.finish()
-    reason = chat.finish_reason(output.finish_reason, answer)
-    num_output = len(output.token_ids)
-    return Step(
-        [], list(output.logprobs or ()), num_output, final.num_cached_tokens, reason, output.stop_reason, blocks.blocks
-    )
+    return Steps(chat).take(await final_output(state, chat.generate(state, "final")))
 
 
 def reasoning_tokens(state: ServerState, blocks: list[Block]) -> int:

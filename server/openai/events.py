@@ -11,50 +11,12 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from core.errors import PluginError, nearest
 from core.interfaces.parser import Event, OutputParser, Reasoning, Text, ToolCallArguments, ToolCallBegin, ToolCallEnd
 from server.errors import ApiError
 
-if TYPE_CHECKING:
-    from core.registry import Registry
-
 log = logging.getLogger("backplane.server")
-
-
-@dataclass(slots=True)
-class ParserChoice:
-    """A parser, by name, with what it looks for in the text."""
-
-    name: str
-    factory: Any
-    markers: tuple[str, ...]
-
-
-def choose_parser(registry: Registry, kind: str, wanted: str, template: str | None) -> ParserChoice | None:
-    """The parser named, or for "auto" the first one all of whose markers stand in the chat template."""
-    if wanted == "none":
-        return None
-    entries = [e for e in registry.entries if e.kind == kind]
-    if wanted != "auto":
-        for entry in entries:
-            if entry.name == wanted:
-                return _load(registry, entry, kind)
-        names = [e.name for e in entries]
-        raise PluginError(f"{kind} {wanted!r} is not registered ({', '.join(names) or 'none'}){nearest(wanted, names)}")
-    for entry in entries:
-        markers = tuple((entry.info or {}).get("markers", ()))
-        if markers and template and all(m in template for m in markers):
-            try:
-                return _load(registry, entry, kind)
-            except PluginError as error:
-                log.warning("%s %r fits the chat template but does not load: %s", kind, entry.name, error)
-    return None
-
-
-def _load(registry: Registry, entry: Any, kind: str) -> ParserChoice:
-    return ParserChoice(entry.name, registry.get(kind, entry.name), tuple((entry.info or {}).get("markers", ())))
 
 
 @dataclass(slots=True)

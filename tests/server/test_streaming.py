@@ -19,7 +19,7 @@ from core.engine.async_engine import AsyncEngine
 from server import launch
 from server.app import create_app
 from server.config import ServerConfig
-from server.openai import completions
+from server.openai.chunks import Chunks
 from server.streaming import DirectOutlet
 
 # Litestar 2.25 announces another style of path parameters
@@ -170,12 +170,52 @@ def test_chats_say_the_same_by_the_short_way(in_app, puts, extra):
     in_app(test)
 
 
-def test_several_prompts_go_through_their_queue(in_app, puts):
+@pytest.mark.parametrize("extra", [{}, {"n": 2, "temperature": 1, "seed": 5}, {"echo": True, "logprobs": 1}])
+def test_several_prompts_say_the_same_by_the_short_way(in_app, puts, extra):
     async def test(app: App) -> None:
-        body = TEXT | {"prompt": ["the", "engine"]}
+        body = TEXT | {"prompt": ["the", "engine", "serves the model"]} | extra
         whole = await app.whole("/v1/completions", body)
-        assert texts(await app.streamed("/v1/completions", body), 2) == [c["text"] for c in whole]
-        assert not puts
+        events = await app.streamed("/v1/completions", body)
+        assert len(puts) > 20, "the short way was not taken"
+        assert texts(events, len(whole)) == [c["text"] for c in whole]
+        ends = sorted((c["index"], c["finish_reason"]) for e in events for c in e["choices"] if c["finish_reason"])
+        assert ends == [(i, "length") for i in range(len(whole))]
+        assert events[-1]["usage"]["completion_tokens"] == 120 * len(whole)
+
+    in_app(test)
+
+
+@pytest.mark.parametrize("extra", [{}, {"include": ["message.output_text.logprobs"], "top_logprobs": 2}])
+def test_responses_say_the_same_by_the_short_way(in_app, puts, extra):
+    async def test(app: App) -> None:
+        body = {"model": "tiny", "input": "the", "max_output_tokens": 60, "ignore_eos": True, "temperature": 0} | extra
+        whole = (await app.http.post("/v1/responses", json=body)).json()
+        answer = await app.http.post("/v1/responses", json=body | {"stream": True})
+        events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+        assert len(puts) > 5, "the short way was not taken"
+        assert [e["sequence_number"] for e in events] == list(range(len(events)))
+        assert (events[0]["type"], events[-1]["type"]) == ("response.created", "response.incomplete")
+        deltas = [e for e in events if e["type"] == "response.output_text.delta"]
+        (part,) = whole["output"][0]["content"]
+        assert "".join(e["delta"] for e in deltas) == part["text"]
+        (said,) = events[-1]["response"]["output"][0]["content"]
+        assert said == part and events[-1]["response"]["usage"]["output_tokens"] == 60
+        assert len(part["logprobs"]) == (60 if extra else 0)
+
+    in_app(test)
+
+
+def test_messages_say_the_same_by_the_short_way(in_app, puts):
+    async def test(app: App) -> None:
+        body = {"model": "tiny", "messages": CHAT["messages"], "max_tokens": 60, "ignore_eos": True, "temperature": 0}
+        whole = (await app.http.post("/v1/messages", json=body)).json()
+        answer = await app.http.post("/v1/messages", json=body | {"stream": True})
+        events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
+        assert len(puts) > 5, "the short way was not taken"
+        assert [e["type"] for e in events[:3]] == ["message_start", "ping", "content_block_start"]
+        assert [e["type"] for e in events[-3:]] == ["content_block_stop", "message_delta", "message_stop"]
+        said = "".join(e["delta"]["text"] for e in events if e["type"] == "content_block_delta")
+        assert said == whole["content"][0]["text"] and events[-2]["usage"]["output_tokens"] == 60
 
     in_app(test)
 
@@ -219,22 +259,68 @@ def test_a_client_that_goes_ends_the_short_way(in_app, puts):
     in_app(test)
 
 
-def test_what_breaks_on_the_short_way_is_an_error_event(in_app, puts, monkeypatch):
+@pytest.mark.parametrize("prompt", ["the", ["the", "engine", "model"]], ids=["one", "several"])
+def test_what_breaks_on_the_short_way_is_an_error_event(in_app, puts, monkeypatch, prompt):
+    """Of several prompts the others end with it: nothing is said behind the error."""
+
     async def test(app: App) -> None:
-        render = completions.Chunks.render
+        render = Chunks.render
 
         def breaking(self: Any, output: Any, number: int = 0) -> bytes:
-            if len(puts) == 10:
+            if len(puts) >= 10 and not number:
                 raise RuntimeError("broken on purpose")
             return render(self, output, number)
 
-        monkeypatch.setattr(completions.Chunks, "render", breaking)
-        answer = await app.http.post("/v1/completions", json=TEXT | {"stream": True})
+        monkeypatch.setattr(Chunks, "render", breaking)
+        body = TEXT | {"prompt": prompt, "max_tokens": 1000, "stream": True}
+        answer = await app.http.post("/v1/completions", json=body)
         *_, last, done, end = answer.text.split("\n\n")
         assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
-        assert (done, end) == ("data: [DONE]", "") and len(puts) == 10
+        assert (done, end) == ("data: [DONE]", "") and 10 <= len(puts) < 20
+        assert answer.text.count("[DONE]") == 1
         await app.idle()
         monkeypatch.undo()
         assert await app.whole("/v1/completions", TEXT)
+
+    in_app(test)
+
+
+class AbortAtOnce:
+    """An observer that aborts every request as it starts."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self.num_aborted = 0
+
+    def request_started(self, request: Any) -> None:
+        self.num_aborted += 1
+        loop = asyncio.get_running_loop()
+        # once the request is on its way
+        loop.call_soon(lambda: loop.create_task(self._engine.abort(request.request_id)))
+
+    def request_finished(self, output: Any, finished: Any) -> None: ...
+
+    def tokens(self, count: int, gap_s: float) -> None: ...
+
+    def stats(self, stats: Any) -> None: ...
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions", "responses", "messages"])
+def test_what_ends_before_its_first_event_has_a_status(in_app, path):
+    async def test(app: App) -> None:
+        text = path + "0123456789" * 380  # a token each: several steps before the first one of the answer
+        messages = [{"role": "user", "content": text}]
+        given = {"completions": {"prompt": text}, "responses": {"input": text}}.get(path, {"messages": messages})
+        length = "max_output_tokens" if path == "responses" else "max_tokens"
+        aborting = AbortAtOnce(app.engine)
+        app.engine.observers.append(aborting)
+        try:
+            body = {"model": "tiny", length: 20, "ignore_eos": True, "stream": True} | given
+            answer = await app.http.post(f"/v1/{path}", json=body)
+        finally:
+            app.engine.observers.remove(aborting)
+        assert aborting.num_aborted == 1
+        assert answer.status_code == 503, answer.text
+        assert "aborted" in answer.json()["error"]["message"]
 
     in_app(test)
