@@ -44,6 +44,11 @@ MAX_LEXER_STATES = 50_000
 """1 to 2 KB each, for every sequence: some 100 MB at the worst."""
 WHITESPACE = r"[ \t\n\r]{1,64}"
 """Between JSON's tokens. Bounded: a model that has lost its way would write blanks for ever."""
+SLICES = tuple(f"[{c}]{length}" for c in ("A-Za-z ", "A-Za-z", "a-z") for length in ("{1,30}", "+"))
+"""Parts of the vocabulary, beside the library's own for JSON, whose tokens a mask takes over whole where all of them may follow:
+most tokens of prose, names and words, 0.02 ms instead of 2 on 128k tokens. Each lies in one of the library's, or JSON's masks would
+pay for them, and none is shorter: what is too long for a counted repetition starts like what is not, so that its tokens are walked
+through anyway. 0.4 s more to build and 30 to 50 MB, on 128k."""
 MAX_THREADS = 16
 COPIES_S = 0.1
 """Spent at most on more copies of a compiled grammar, mostly without Python's lock; 1 to 5 ms each on 128k tokens."""
@@ -202,16 +207,20 @@ class _Bytes:
 
 def _tokenizer(library: Any, vocabulary: Vocabulary) -> Any:
     eos = list(vocabulary.eos_token_ids)
+    slices = [*library.LLTokenizer.general_slices(), *SLICES]
     if vocabulary.tokenizer_file is not None:
         try:
-            found = library.LLTokenizer(vocabulary.tokenizer_file, n_vocab=vocabulary.size, eos_token=eos)
+            found = library.LLTokenizer(
+                vocabulary.tokenizer_file, n_vocab=vocabulary.size, eos_token=eos, slices=slices
+            )
             if found.vocab_size == vocabulary.size:
                 return found
         except Exception:  # a pre-tokenizer that it does not know raises ValueError or a panic; the bytes will do
             pass
     from llguidance._tokenizer import TokenizerWrapper
 
-    return library.LLTokenizer(TokenizerWrapper(_Bytes(vocabulary)), n_vocab=vocabulary.size, eos_token=eos)
+    wrapper = TokenizerWrapper(_Bytes(vocabulary))
+    return library.LLTokenizer(wrapper, n_vocab=vocabulary.size, eos_token=eos, slices=slices)
 
 
 def _added_tokens(vocabulary: Vocabulary) -> dict[str, int]:
