@@ -85,6 +85,8 @@ CONSTRAINTS: dict[str, tuple[GuidedDecodingParams, str]] = {
     "nested": (GuidedDecodingParams(json=NESTED), json.dumps(DOCUMENT)),
     "regex": (GuidedDecodingParams(regex=IP), "192.168.100.17"),
     "100 choices": (GuidedDecodingParams(choice=CHOICES), CHOICES[57]),
+    # most tokens may follow, and each of the first 20 characters is a state of its own
+    "prose": (GuidedDecodingParams(regex="[A-Za-z ,.]{20,}"), "The quick brown fox jumps over the lazy dog, they say."),
 }
 BACKENDS = {
     "llguidance": "plugins.guided.llguidance:LLGuidanceBackend",

@@ -46,7 +46,6 @@ def main() -> None:
     kinds = {
         **{kind: constraint for kind, (constraint, _) in guided.CONSTRAINTS.items()},
         "objects": GuidedDecodingParams(json=DOCUMENT),
-        "prose": GuidedDecodingParams(regex="[A-Za-z ,.]{20,}"),
         # hard on the masks: every length is a state of its own, and most tokens may follow
         "a long string": GuidedDecodingParams(json={"type": "string", "minLength": 2000}),
         "words": GuidedDecodingParams(regex="([a-z]{1,9} ){400}"),
