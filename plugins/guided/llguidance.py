@@ -62,7 +62,9 @@ class LLGuidanceBackend:
         import llguidance
 
         self._library: Any = llguidance
+        # in two calls: each holds Python's lock all along, 0.7 s on 128k tokens, and the steps of others wait for it
         self._tokenizer = _tokenizer(llguidance, vocabulary)
+        self._tokenizer = self._tokenizer.with_slices([*llguidance.LLTokenizer.general_slices(), *SLICES])
         self._eos = frozenset(vocabulary.eos_token_ids)
         self._limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
         self._num_threads = max(1, min(MAX_THREADS, len(os.sched_getaffinity(0))))
@@ -206,13 +208,11 @@ class _Bytes:
 
 
 def _tokenizer(library: Any, vocabulary: Vocabulary) -> Any:
+    """llguidance.LLTokenizer, without slices."""
     eos = list(vocabulary.eos_token_ids)
-    slices = [*library.LLTokenizer.general_slices(), *SLICES]
     if vocabulary.tokenizer_file is not None:
         try:
-            found = library.LLTokenizer(
-                vocabulary.tokenizer_file, n_vocab=vocabulary.size, eos_token=eos, slices=slices
-            )
+            found = library.LLTokenizer(vocabulary.tokenizer_file, n_vocab=vocabulary.size, eos_token=eos, slices=[])
             if found.vocab_size == vocabulary.size:
                 return found
         except Exception:  # a pre-tokenizer that it does not know raises ValueError or a panic; the bytes will do
@@ -220,7 +220,7 @@ def _tokenizer(library: Any, vocabulary: Vocabulary) -> Any:
     from llguidance._tokenizer import TokenizerWrapper
 
     wrapper = TokenizerWrapper(_Bytes(vocabulary))
-    return library.LLTokenizer(wrapper, n_vocab=vocabulary.size, eos_token=eos, slices=slices)
+    return library.LLTokenizer(wrapper, n_vocab=vocabulary.size, eos_token=eos, slices=[])
 
 
 def _added_tokens(vocabulary: Vocabulary) -> dict[str, int]:
