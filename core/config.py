@@ -143,8 +143,8 @@ class DeviceConfig:
     """Threads of the model on a CPU; unset: OMP_NUM_THREADS, or every core the process may use; fewer for a small model."""
     enforce_eager: bool = False
     """Capture no CUDA graphs, and record no steps on a CPU."""
-    max_graph_batch: int = 512
-    """Most tokens of a step that is replayed from a CUDA graph."""
+    max_graph_batch: int | None = None
+    """Most tokens of a step that is replayed from a CUDA graph; unset: 512, more for a model of small layers."""
     deterministic: bool = False
     """Give a request the same tokens whatever else is in its batch (fixed kernels; slower; on NVIDIA GPUs)."""
     profile_dir: str | None = None
@@ -153,6 +153,10 @@ class DeviceConfig:
     """Trace the first so many steps with work, into profile_dir."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.max_graph_batch is None or self.max_graph_batch > 0,
+            f"max_graph_batch={self.max_graph_batch} must be positive; enforce_eager captures no graphs",
+        )
         _require(self.profile_steps >= 0, f"profile_steps={self.profile_steps} must be 0 or more")
         _require(
             self.profile_steps == 0 or self.profile_dir is not None,

@@ -15,6 +15,7 @@ from core.config import EngineConfig
 from core.executor.attention_check import check_attention
 from core.executor.choices import Choices
 from core.executor.model_config import eos_token_ids
+from core.executor.read_ahead import read_ahead
 from core.interfaces.executor import StepTicket
 from core.kernels import dispatch
 from core.progress import ProgressLine
@@ -39,6 +40,8 @@ class InProcessExecutor:
         self.choices = choices.told
         self.model_path, self.model_config = str(choices.folder), choices.model_config
         self._phase("choose")
+        if choices.device.type == "cuda":
+            read_ahead()
         model, weight_bytes = self._load(config, registry.get("model", choices.architecture), choices)
         choices.fit_threads(weight_bytes)
         self._phase("load weights")
@@ -119,7 +122,9 @@ class InProcessExecutor:
         if choices.device.type == "cuda":
             # activations of the largest step, by arithmetic: residual, hidden, gate and up, logits in float32
             hidden, inner = self.model_config["hidden_size"], self.model_config.get("intermediate_size", 0)
-            activations = budget * (6 * hidden + 3 * inner) * choices.dtype.itemsize
+            # a captured step's are apart
+            tokens = budget + self._graph_tokens(config, choices, model, budget)[0]
+            activations = tokens * (6 * hidden + 3 * inner) * choices.dtype.itemsize
             activations += config.scheduler.max_num_seqs * self.model_config["vocab_size"] * 4 * 3
             used = torch.cuda.memory_reserved(choices.device) + activations + (1 << 30)
         self.num_blocks, self.max_model_len = count_blocks(
@@ -136,10 +141,9 @@ class InProcessExecutor:
         backend = choices.backend
         self.runner = ModelRunner(model, backend, caches, batch, SamplingRows(rows, device), deterministic)
         if dispatch.on_gpu(batch.token_ids):
-            captures = backend.capabilities.graph_capture and not config.device.enforce_eager
-            largest = min(config.device.max_graph_batch, budget) if captures else 0
+            largest, free = self._graph_tokens(config, choices, model, budget)
             shares = config.cache.enable_prefix_caching and not deterministic
-            count = self.runner.warm_up(budget, largest, shares, self._phase)
+            count = self.runner.warm_up(budget, largest, free, shares, self._phase)
             self.choices["graphs"] = f"{count} CUDA graphs of steps" if count else "none"
         elif dispatch.on_cpu(torch.empty(0, dtype=choices.dtype, device=device)):
             with ProgressLine("compiling kernels") as progress:
@@ -150,6 +154,19 @@ class InProcessExecutor:
 
                 self.runner.graphs = StepRecordings(model, backend, caches, batch)
                 self.choices["graphs"] = "steps of few decodes are recorded"
+
+    def _graph_tokens(self, config: EngineConfig, choices: Choices, model: Any, budget: int) -> tuple[int, int]:
+        """Of the largest captured step (0: none are), and up to which size padding costs less than launching does."""
+        from core.runner.graphs import MIXED_SIZES, largest_step, peak_flops, tokens_worth_capturing
+
+        if not choices.backend.capabilities.graph_capture or config.device.enforce_eager:
+            return 0, 0
+        worth = MIXED_SIZES[-1]
+        if not config.device.deterministic:
+            flops = peak_flops(choices.device)
+            worth = tokens_worth_capturing(model, len(model.cache_spec), self.model_config["vocab_size"], flops)
+        wanted = config.device.max_graph_batch
+        return largest_step(worth, budget) if wanted is None else min(wanted, budget), worth
 
     def _phase(self, name: str) -> None:
         now = time.perf_counter()

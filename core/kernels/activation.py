@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from core.kernels.launch import has_pdl, launch, options
+from core.kernels.launch import cdiv, has_pdl, launch, options
 from core.kernels.references import silu_and_mul_reference
 
 __all__ = ["silu_and_mul", "silu_and_mul_reference"]
@@ -42,13 +42,13 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     rows = y.numel() // size
     if rows == 0:
         return y
-    flat = x.reshape(rows, 2 * size)
+    flat = x if x.dim() == 2 else x.reshape(rows, 2 * size)
     if flat.stride(1) != 1:
         flat = flat.contiguous()
     pdl = has_pdl(x)
     launch(
         _silu_and_mul_kernel,
-        (rows, triton.cdiv(size, BLOCK)),
+        (rows, cdiv(size, BLOCK)),
         flat,
         y,
         flat.stride(0),

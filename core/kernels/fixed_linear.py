@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from core.kernels.launch import has_pdl, launch, options
+from core.kernels.launch import cdiv, has_pdl, launch, options
 from core.kernels.references import linear_reference
 from core.kernels.workspace import workspace
 
@@ -162,7 +162,7 @@ def fixed_linear(
         flat = flat.contiguous()
     splits = choose_splits(outputs, inputs)
     config = config or choose_config(x, rows, splits)
-    tiles = triton.cdiv(rows, config.rows) * triton.cdiv(outputs, config.outputs)
+    tiles = cdiv(rows, config.rows) * cdiv(outputs, config.outputs)
     part, count = y, y
     if config.parallel and splits > 1:
         part, count = workspace(x.device, splits * rows * outputs, tiles)
@@ -171,7 +171,7 @@ def fixed_linear(
     launch(
         _fixed_linear_kernel, (tiles, splits if config.parallel else 1),
         flat, weight, weight if bias is None else bias, y, part, count, rows, outputs, inputs, flat.stride(0),
-        triton.cdiv(inputs, splits), ROWS=config.rows, OUTPUTS=config.outputs, INPUTS=config.inputs, STAGES=stages,
+        cdiv(inputs, splits), ROWS=config.rows, OUTPUTS=config.outputs, INPUTS=config.inputs, STAGES=stages,
         SPLITS=splits, PARALLEL=config.parallel, EVEN=inputs % (splits * config.inputs) == 0, BIAS=bias is not None,
         PRECISION="ieee" if x.dtype == torch.float32 else "tf32", PDL=pdl, **options(pdl, num_warps=config.warps),
     )  # fmt: skip

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from core.kernels.launch import has_pdl, is_fixed_order, launch, options
+from core.kernels.launch import has_pdl, is_fixed_order, launch, next_power_of_2, options
 from core.kernels.references import add_rms_norm_reference, rms_norm_reference
 
 __all__ = ["add_rms_norm", "add_rms_norm_reference", "rms_norm", "rms_norm_reference"]
@@ -42,25 +42,27 @@ def _rms_norm_kernel(
 
 def _launch(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
     size = x.shape[-1]
-    if weight.shape != (size,):
+    if weight.dim() != 1 or weight.shape[0] != size:
         raise ValueError(f"the norm's weight has shape {tuple(weight.shape)}, the rows are {size} wide")
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows = x.numel() // size
     if rows == 0:
         return y
     # [rows, size], rows may lie apart
-    flat = x.reshape(rows, size)
-    if flat.stride(1) != 1:
+    flat = x if x.dim() == 2 else x.reshape(rows, size)
+    stride = flat.stride()
+    if stride[1] != 1:
         flat = flat.contiguous()
-    block = triton.next_power_of_2(size)
+        stride = flat.stride()
+    block = next_power_of_2(size)
     warps = next(w for width, w in WARPS if block <= width)
     if rows >= 128 and block >= 4096 and not is_fixed_order():
         warps = 16
     pdl = has_pdl(x)
-    other = flat if residual is None else residual.view(rows, size)
     launch(
         _rms_norm_kernel, (rows,),
-        flat, other, weight, y, flat.stride(0), other.stride(0), eps, size,
+        flat, flat if residual is None else residual, weight, y, stride[0], stride[0] if residual is None else size, eps,
+        size,
         BLOCK_D=block, ADD=residual is not None, PDL=pdl, **options(pdl, num_warps=warps),
     )  # fmt: skip
     return y

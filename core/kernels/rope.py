@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from core.kernels.launch import has_pdl, is_fixed_order, launch, options
+from core.kernels.launch import cdiv, has_pdl, is_fixed_order, launch, next_power_of_2, options
 from core.kernels.references import rope_and_cache_reference
 
 __all__ = ["rope_and_cache", "rope_and_cache_reference", "write_cache"]
@@ -161,12 +161,12 @@ def rope_and_cache(
     heads, warps = CONFIGS[0][1:] if sums_alike else next((h, w) for most, h, w in CONFIGS if tokens <= most)
     pdl = has_pdl(qkv)
     launch(
-        _rope_and_cache_kernel, (tokens, triton.cdiv(total, heads)),
+        _rope_and_cache_kernel, (tokens, cdiv(total, heads)),
         qkv, cos_sin, positions, slots, keys, values,
         qkv if q_weight is None else q_weight, qkv if k_weight is None else k_weight,
         qkv.stride(0), num_kv_heads * dim, num_heads, num_kv_heads, eps,
-        DIM=dim, ROTARY=rotary, BLOCK_HALF=triton.next_power_of_2(rotary // 2),
-        BLOCK_TAIL=triton.next_power_of_2(max(1, dim - rotary)),
+        DIM=dim, ROTARY=rotary, BLOCK_HALF=next_power_of_2(rotary // 2),
+        BLOCK_TAIL=next_power_of_2(max(1, dim - rotary)),
         HEADS=heads, NORM=q_weight is not None, PDL=pdl, **options(pdl, num_warps=warps),
     )  # fmt: skip
     return qkv
@@ -184,7 +184,7 @@ def write_cache(
         return
     # the heads of a token must lie together; tokens may lie apart (views of a fused projection)
     key, value = (t if t.stride(2) == 1 and t.stride(1) == dim else t.contiguous() for t in (key, value))
-    block = triton.next_power_of_2(heads * dim)
+    block = next_power_of_2(heads * dim)
     pdl = has_pdl(key)
     launch(
         _write_cache_kernel, (tokens,),

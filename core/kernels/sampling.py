@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from core.kernels.launch import has_pdl, launch, options
+from core.kernels.launch import has_pdl, launch, next_power_of_2, options
 
 # One program a row. H100: not measured yet.
 BLOCK = 8192
@@ -202,7 +202,7 @@ def sample(
     mask_rows, bits = masks if masks is not None else (rows, rows)
     bits_free = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}[logits.dtype]
     pdl = has_pdl(logits)
-    block = min(BLOCK, triton.next_power_of_2(vocab))
+    block = min(BLOCK, next_power_of_2(vocab))
     launch(
         _sample_kernel, (count,),
         logits, rows, floats, top_k, seeds, positions, mask_rows, bits, out, finite,

@@ -13,7 +13,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from core.kernels.launch import launch
+from core.kernels.launch import cdiv, launch
 from core.kernels.linear_configs import WideConfig
 from core.kernels.skinny_linear import prefetch, skinny_linear_reference
 from core.kernels.workspace import workspace
@@ -110,7 +110,7 @@ def wide_linear(
         raise ValueError("no kernel adds a bias or splits before SiLU")
     flat = x.reshape(rows, inputs).contiguous()
     y = torch.empty(*x.shape[:-1], outputs, dtype=x.dtype, device=x.device)
-    tiles = triton.cdiv(rows, config.rows)
+    tiles = cdiv(rows, config.rows)
     part, count = y, y
     if config.splits > 1:
         part, count = workspace(x.device, config.splits * rows * outputs, outputs // config.outputs * tiles)

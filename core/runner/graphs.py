@@ -26,6 +26,9 @@ MAX_LOGITS_BATCH = 64
 MIN_SHARED_BATCH = 8
 """Fewer requests do not gain from reading a common prefix once."""
 MIXED_SIZES = (16, 32, 64, 128, 192, 256, 384, 512)
+"""For every model. Above them launching kernel by kernel may be as good: see `tokens_worth_capturing`."""
+LAUNCH_S = 0.5e-3
+"""What the host takes to launch a layer's kernels one by one: 0.35 ms in a loop, 0.73 in a step, on the host of an H100."""
 
 
 def decode_sizes(most: int) -> list[int]:
@@ -35,6 +38,41 @@ def decode_sizes(most: int) -> list[int]:
     """
     sizes = {1, 2, 4, 8, 16, 24, 32, 64, 128, 160, 192, 256, *range(320, 1025, 64)}
     return sorted({s for s in sizes if s < most} | {most})
+
+
+def mixed_sizes(most: int) -> list[int]:
+    """Padded sizes in tokens, ascending: beyond MIXED_SIZES two an octave, and `most`."""
+    large = [step << shift for shift in range(8, 20) for step in (3, 4)]
+    return sorted({s for s in (*MIXED_SIZES, *large) if s <= most} | ({most} if most > MIXED_SIZES[-1] else set()))
+
+
+def peak_flops(device: torch.device) -> float:
+    """Of matrices in 16 bits, a second. A multiprocessor of Hopper: 6.0e12 measured on an H100; half of it before."""
+    if device.type != "cuda":
+        return 0.0
+    rate = 6.0e12 if torch.cuda.get_device_capability(device) >= (9, 0) else 3.0e12
+    return rate * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def tokens_worth_capturing(model: torch.nn.Module, num_layers: int, vocab_size: int, flops: float) -> int:
+    """Tokens whose matrices take the device as long as the host takes to launch the step: below, the host holds it up.
+
+    flops: what the device computes in a second at best. Weights that are packed in integers are taken for large ones.
+    """
+    count = 0
+    for weight in model.parameters():
+        if not weight.is_floating_point():
+            return MIXED_SIZES[-1]
+        if weight.dim() > 1 and weight.shape[0] != vocab_size:
+            count += weight.numel()
+    return max(MIXED_SIZES[-1], int(LAUNCH_S * num_layers * flops / (2 * max(1, count))))
+
+
+def largest_step(worth: int, budget: int) -> int:
+    """Tokens of the largest step to capture. Where a step of the whole budget costs the host much too, it is that."""
+    if worth <= MIXED_SIZES[-1]:
+        return min(MIXED_SIZES[-1], budget)
+    return budget if budget <= 2 * worth else max(s for s in mixed_sizes(budget) if s <= worth)
 
 
 @dataclass(slots=True)
@@ -47,6 +85,7 @@ class CapturedStep:
     num_requests: int
     """Rows of requests in it"""
     hidden: torch.Tensor
+    """Of every token, or (in large mixed steps) of each request's last"""
     logits: torch.Tensor | None
 
 
@@ -63,19 +102,22 @@ class StepGraphs:
         block_size: int,
         max_tokens: int,
         shared_prefixes: bool,
+        free_tokens: int = MIXED_SIZES[-1],
     ) -> None:
         """token_ids, block_table: the rows on the device (core/runner/input_batch.py). max_tokens: the largest size.
 
+        free_tokens: up to this size padding costs nothing, since the host would take longer without a graph.
         shared_prefixes: capture decodes a second time, for requests that begin with the same blocks.
         """
         self._model, self._caches = model, caches
         self._backend = cast(Any, backend)  # with the three methods of mixed_capture
         self._token_ids, self._block_table, self._block_size = token_ids, block_table, block_size
         num_rows, device = token_ids.shape[0], token_ids.device
+        self._free_tokens = free_tokens
         self.decode_sizes = decode_sizes(min(max_tokens, num_rows))
         self.shared_sizes = [s for s in self.decode_sizes if s >= MIN_SHARED_BATCH] if shared_prefixes else []
         mixed = backend.capabilities.mixed_capture
-        self.mixed_sizes = [s for s in MIXED_SIZES if s <= max_tokens] if mixed else []
+        self.mixed_sizes = mixed_sizes(max_tokens) if mixed else []
         most = max([*self.decode_sizes, *self.mixed_sizes])
         rows = min(num_rows, most)
         words = 3 * rows + 2 + (self._backend.graph_words(most) if mixed else 0)
@@ -158,6 +200,7 @@ class StepGraphs:
         )
         meta.state = self._backend.graph_state(packed[own:])
         batch = self._forward_batch(meta)
+        only_last = size > max(rows, MIXED_SIZES[-1])
 
         def step() -> tuple[Any, Any]:
             prepare_mixed(
@@ -173,6 +216,8 @@ class StepGraphs:
                 self._decode_lens[:rows],
                 meta.block_table,
             )
+            if only_last:
+                batch.wanted = (meta.query_start_loc[1:] - 1).clamp_(min=0).long()
             return self._model.forward(batch), None
 
         return packed, step
@@ -225,10 +270,10 @@ class StepGraphs:
 
     # ---- running
 
-    def run(self, plan: StepPlan) -> tuple[torch.Tensor, torch.Tensor | None] | None:
-        """Hidden states [T, hidden] and, for small decodes, logits [R, vocab]; valid until the next run.
+    def run(self, plan: StepPlan, all_states: bool = False) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Hidden states and, for small decodes, logits [R, vocab]; valid until the next run. None: no graph serves the plan.
 
-        None: no graph serves the plan.
+        The states are those of all tokens, [T, hidden], or, unless `all_states`, of each request's last, [R, hidden].
         """
         count = len(plan.rows)
         if count <= self.decode_sizes[-1] and bool((plan.num_scheduled == 1).all()):
@@ -242,11 +287,13 @@ class StepGraphs:
         else:
             tokens = plan.num_tokens
             wanted = next((s for s in self.mixed_sizes if s >= tokens), None)
-            if wanted is None:
+            if wanted is None or (wanted > self._free_tokens and wanted - tokens > tokens // 8):
                 return None
             step = self._mixed[wanted]
-            if count > step.num_requests:
+            only_last = step.hidden.shape[0] < wanted
+            if count > step.num_requests or (only_last and all_states):
                 return None
+            tokens = count if only_last else tokens
             filled = self._pack_mixed(step.num_requests, wanted, plan)
             if filled is None:
                 return None

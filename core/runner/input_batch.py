@@ -15,12 +15,18 @@ class InputBatch:
         self.device = device
         self.block_size = block_size
         self.token_ids = torch.zeros(num_rows, max_model_len + 1, dtype=torch.int32, device=device)
-        num_blocks = -(-max_model_len // block_size)
-        self.block_table = torch.zeros(num_rows, num_blocks, dtype=torch.int32, device=device)
         self.on_host = device.type == "cpu"
+        # kernels are compiled for strides that 16 divides; on a CPU wider tables only cost
+        self._table_step = 1 if self.on_host else 16
+        num_blocks = self._table_width(max_model_len)
+        self.block_table = torch.zeros(num_rows, num_blocks, dtype=torch.int32, device=device)
         if self.on_host:
             # the same memory: an assignment by numpy costs a tenth of torch's
             self._token_ids_host, self._block_table_host = self.token_ids.numpy(), self.block_table.numpy()
+
+    def _table_width(self, num_tokens: int) -> int:
+        """Columns of a block table that names the blocks of so many tokens."""
+        return -(-num_tokens // (self.block_size * self._table_step)) * self._table_step
 
     def send(self, array: np.ndarray) -> torch.Tensor:
         """Host to device without waiting."""
@@ -89,7 +95,7 @@ class InputBatch:
             rows_of_tokens, positions, plan.rows, starts, seq_lens
         )
         longest = int(seq_lens.max())
-        blocks = -(-longest // self.block_size)
+        blocks = self._table_width(longest)
         block = self.block_table[token_rows, token_positions // self.block_size].long()
         attention = AttentionMetadata(
             query_start_loc=starts_d.int(),

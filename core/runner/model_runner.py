@@ -117,17 +117,27 @@ class ModelRunner:
 
     @torch.inference_mode()
     def warm_up(
-        self, max_tokens: int, max_graph_tokens: int, shared_prefixes: bool, phase: Callable[[str], None]
+        self,
+        max_tokens: int,
+        max_graph_tokens: int,
+        free_tokens: int,
+        shared_prefixes: bool,
+        phase: Callable[[str], None],
     ) -> int:
         """Compile the kernels of steps of up to `max_tokens`; capture those up to `max_graph_tokens` in CUDA graphs.
 
-        max_graph_tokens 0: no graphs. -> how many graphs
+        max_graph_tokens 0: no graphs. free_tokens: see StepGraphs. -> how many graphs
         """
         with fixed_order(self._fixed_order):
-            return self._warm_up(max_tokens, max_graph_tokens, shared_prefixes, phase)
+            return self._warm_up(max_tokens, max_graph_tokens, free_tokens, shared_prefixes, phase)
 
     def _warm_up(
-        self, max_tokens: int, max_graph_tokens: int, shared_prefixes: bool, phase: Callable[[str], None]
+        self,
+        max_tokens: int,
+        max_graph_tokens: int,
+        free_tokens: int,
+        shared_prefixes: bool,
+        phase: Callable[[str], None],
     ) -> int:
         from core.kernels.launch import compiling
         from core.runner.graphs import StepGraphs
@@ -144,6 +154,7 @@ class ModelRunner:
                 rows.block_size,
                 max_graph_tokens,
                 shared_prefixes,
+                free_tokens,
             )
         jobs = self._eager_steps(max_tokens) + ([] if graphs is None else graphs.compilations())
         with compiling():
@@ -162,6 +173,8 @@ class ModelRunner:
 
     def _eager_steps(self, max_tokens: int) -> list[Callable[[], object]]:
         """Steps that no graph serves: long prompts, new and continued, and every way to sample."""
+        from core.runner.graphs import decode_sizes
+
         longest = self.batch.token_ids.shape[1] - 1
         most = min(max_tokens, longest)
 
@@ -184,13 +197,18 @@ class ModelRunner:
             needs = np.array([Needs.RANDOM if random else 0])
             self._sample_plain(logits, np.zeros(1, np.int64), np.zeros(1, np.int32), needs, masks)
 
-        sizes = {(most, 0), (min(1024, most), 0)}
+        # most - 8: of a prompt that the library's attention takes, something is left for the kernel here
+        sizes = {(most, 0), (max(1, most - 8), 0), (min(1024, most), 0)}
         sizes |= {(min(n, longest - 16), 16) for n in (max_tokens, 1024, 40) if longest > 32}
+
+        def head() -> None:
+            """A graph holds the head of few requests only."""
+            hidden = step(1, 0)
+            for count in decode_sizes(self.batch.token_ids.shape[0]):
+                self.model.logits(hidden.expand(count, -1))
+
         jobs: list[Callable[[], object]] = [lambda s=s: step(*s) for s in sorted(sizes, reverse=True)]  # type: ignore[misc]
-        if self._fixed_order:
-            # a graph holds the head of few requests only
-            counts = {min(n, self.batch.token_ids.shape[0]) for n in (16, 32, 64, 256, 512)}
-            jobs += [lambda n=n: self.model.logits(step(1, 0).expand(n, -1)) for n in sorted(counts)]  # type: ignore[misc]
+        jobs.append(head)
         jobs += [lambda w=w: choose(*w) for w in ((True, False), (False, False), (True, True), (False, True))]  # type: ignore[misc]
         return jobs
 
@@ -223,7 +241,8 @@ class ModelRunner:
                     # torch copies no rows of 8-bit floats
                     words = tensor.view(torch.uint8) if tensor.itemsize == 1 else tensor
                     words.index_copy_(0, target, words.index_select(0, source))
-        replayed = None if self.graphs is None else self.graphs.run(plan)
+        all_states = not plan.all_decode and bool((self.sampling.needs[plan.rows] & Needs.ALL_STATES).any())
+        replayed = None if self.graphs is None else self.graphs.run(plan, all_states)
         if replayed is not None:
             self._launched = (plan, *replayed)
             return

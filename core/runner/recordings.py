@@ -130,8 +130,11 @@ class StepRecordings:
         """int32 [2, count]: tokens, and whether their logits are finite. The caller's own."""
         return self._found_host[:, :count].copy()
 
-    def run(self, plan: StepPlan) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """-> hidden states and logits of all rows, valid until the next call; None: it is no step for here."""
+    def run(self, plan: StepPlan, all_states: bool = False) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """-> hidden states and logits of all rows, valid until the next call; None: it is no step for here.
+
+        all_states: as for graphs; a decode has one state.
+        """
         recording = self.replay(plan, False)
         if recording is not None:
             return recording.hidden, recording.logits

@@ -118,3 +118,49 @@ def test_requests_that_share_a_long_prefix(checkpoint):
     with engine(folder) as e:
         e.generate(prefix + [1], greedy())
         assert tokens_of(e.generate(many, greedy())) == apart
+
+
+def many_prompts() -> list[str]:
+    """Some 2,500 tokens in 40 prompts: steps of more tokens than every model's graphs hold."""
+    return [f"Tell me of number {i}, " + "and of the one behind it, " * (i % 11) for i in range(40)]
+
+
+def test_long_steps_are_captured_for_a_small_model():
+    found = []
+    params = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True)
+    told = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, prompt_logprobs=1)
+    for options in ({}, {"enforce_eager": True}):
+        with Engine("demo", dtype="float32", max_num_seqs=64, num_blocks=2048, **options) as e:
+            outputs = e.generate(many_prompts(), params, use_tqdm=False)
+            assert sum(len(o.prompt_token_ids) for o in outputs) > 1024
+            logprobs = e.generate(many_prompts(), told, use_tqdm=False)  # these want every token's state
+            assert all(len(o.prompt_logprobs) == len(o.prompt_token_ids) for o in logprobs)
+            found.append((tokens_of(outputs), tokens_of(logprobs)))
+            if not options:
+                assert max(e._loop.executor.runner.graphs.mixed_sizes) > 1024
+    assert found[0] == found[1]
+
+
+def test_nothing_is_compiled_while_it_serves(monkeypatch):
+    """A kernel that warming up had missed would hold every request up for a second."""
+    from triton.runtime.jit import JITFunction
+
+    with Engine("demo", max_num_seqs=100, num_blocks=4096, max_num_batched_tokens=2048, max_graph_batch=512) as e:
+        compiled = []
+        original = JITFunction._do_compile
+
+        def compile_and_tell(self, *args, **kwargs):
+            compiled.append(self.__name__)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(JITFunction, "_do_compile", compile_and_tell)
+        rng = random.Random(11)
+        for count in (1, 3, 40, 100, 77):
+            for temperature in (0.0, 0.7):
+                lengths = [rng.choice((1, 2, 9, 70, 300, 700)) for _ in range(count)]
+                ids = [[rng.randrange(1, 384) for _ in range(n)] for n in lengths]
+                params = [
+                    SamplingParams(temperature=temperature, max_tokens=rng.randint(1, 20), ignore_eos=True) for _ in ids
+                ]
+                e.generate(ids, params, use_tqdm=False)
+        assert compiled == []

@@ -64,7 +64,7 @@ def test_overlap_and_graphs_change_nothing(temperature):
 
 
 def test_masks_are_sent_from_where_they_lie():
-    with Engine("demo", dtype="float32", max_num_seqs=4, num_blocks=64) as engine:
+    with Engine("demo", dtype="float32", max_num_seqs=4, num_blocks=64, max_model_len=512) as engine:
         executor = engine._loop.executor
         lines = executor.mask_buffer(9, 100)
         assert lines.shape == (9, 100) and lines.dtype == np.int32

@@ -25,7 +25,7 @@ from plugins.attention.triton.prefill import SHORT, SHORT_WIDE, choose_config, p
 CUDNN_STEP = 2048
 """Prompts go to cuDNN in whole pieces of so many tokens; what is behind them goes to the kernel here."""
 MAX_CAPTURED_PROMPTS = 32
-"""Prompts, or their pieces, in a captured step."""
+"""Prompts, or their pieces, in a captured step of up to 2048 tokens; in a longer one as many as it has tiles."""
 
 
 @dataclass(slots=True)
@@ -91,12 +91,15 @@ class TritonBackend:
             meta.state.whole = [(int(s), int(n)) for s, n in zip(starts, pieces, strict=True) if n]
 
     def graph_words(self, num_tokens: int) -> int:
-        return 2 * (num_tokens // _captured_rows() + MAX_CAPTURED_PROMPTS)
+        tiles = num_tokens // _captured_rows()
+        return 2 * (tiles + max(MAX_CAPTURED_PROMPTS, tiles))
 
     def graph_state(self, words: torch.Tensor) -> CapturedPlan:
         return CapturedPlan(words.view(-1, 2))
 
     def graph_fill(self, words: np.ndarray, query_lens: np.ndarray, seq_lens: np.ndarray, first_request: int) -> bool:
+        if self._has_cudnn and len(query_lens) and query_lens.max() >= CUDNN_STEP:
+            return False  # what is captured is made for shorter prompts
         tiles, _ = list_tiles(query_lens, seq_lens, first_request, _captured_rows())
         if tiles.size > words.size:
             return False
@@ -193,6 +196,8 @@ class TritonBackend:
         for paged in (False, True):
             config = choose_config(query, paged, int(plan.query_lens.max()))
             tiles = self._tiles(plan, config.rows, paged, bool(whole), n)
+            if not len(tiles):
+                continue
             k, v = (keys, values) if paged else (together(key), together(value))
             prefill_attention(spec, query, k, v, *fixed, tiles, out, paged=paged, slopes=slopes, config=config)
         return out
@@ -282,4 +287,5 @@ def list_tiles(
 
 def together(x: torch.Tensor) -> torch.Tensor:
     """The heads of a token side by side, as the kernels want them; tokens may lie apart."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+    _, stride, step = x.stride()
+    return x if step == 1 and stride == x.shape[2] else x.contiguous()

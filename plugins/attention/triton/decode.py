@@ -19,7 +19,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from core.interfaces.attention import AttentionSpec
-from core.kernels.launch import has_pdl, launch, num_multiprocessors, options
+from core.kernels.launch import has_pdl, launch, next_power_of_2, num_multiprocessors, options
 from core.kernels.workspace import workspace
 from plugins.attention.triton.shared_prefix import choose_prefix_splits, prefix_attention, prefix_range, prefix_tile
 
@@ -304,9 +304,9 @@ def decode_attention(
         floats, floats[places * dim :], counts, shared_part, shared_lse, seq_lens if slopes is None else slopes,
         query.stride(0), block_table.stride(0), keys.stride(0), keys.stride(1),
         scale, spec.soft_cap or 1.0, num_requests,
-        REQUESTS=next((n for n in REQUESTS if num_requests <= n), triton.next_power_of_2(num_requests)), GROUP=group,
-        ROWS=max(16, triton.next_power_of_2(group)), HEADS=heads, DIM=dim,
-        BLOCK_D=max(16, triton.next_power_of_2(dim)),  # what a matrix instruction takes at least
+        REQUESTS=next((n for n in REQUESTS if num_requests <= n), next_power_of_2(num_requests)), GROUP=group,
+        ROWS=max(16, next_power_of_2(group)), HEADS=heads, DIM=dim,
+        BLOCK_D=max(16, next_power_of_2(dim)),  # what a matrix instruction takes at least
         KEYS=config.keys, BLOCK_SIZE=keys.shape[1], WINDOW=window, CAP=cap,
         ALIBI=slopes is not None, STAGES=config.stages, SHARED=shared, PREFIX_TILE=prefix_tile(query),
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", PDL=pdl,

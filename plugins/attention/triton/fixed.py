@@ -15,7 +15,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from core.interfaces.attention import AttentionSpec
-from core.kernels.launch import has_pdl, launch, options
+from core.kernels.launch import cdiv, has_pdl, launch, next_power_of_2, options
 
 NEG = tl.constexpr(-1.0e30)
 TILE = 16
@@ -129,7 +129,7 @@ def fixed_attention(
     if count == 0:
         return
     group = num_heads // spec.num_kv_heads
-    group_rows = triton.next_power_of_2(group)
+    group_rows = next_power_of_2(group)
     positions = max(1, min(TILE, MAX_ROWS // group_rows))
     group_rows = max(group_rows, 16 // positions)  # what a matrix instruction takes at least
     narrow = query.is_cuda and dim <= 128 and query.element_size() <= 2
@@ -137,13 +137,13 @@ def fixed_attention(
     cap = spec.soft_cap is not None
     pdl = has_pdl(query)
     launch(
-        _fixed_attention_kernel, (spec.num_kv_heads, count, 1 if tiles is None else triton.cdiv(TILE, positions)),
+        _fixed_attention_kernel, (spec.num_kv_heads, count, 1 if tiles is None else cdiv(TILE, positions)),
         query, keys, values, out, block_table, query_start_loc, seq_lens, seq_lens if tiles is None else tiles,
         seq_lens if slopes is None else slopes,
         query.stride(0), out.stride(0), block_table.stride(0), keys.stride(0), keys.stride(1),
         spec.scale if cap else spec.scale * math.log2(math.e), spec.soft_cap or 1.0,
         GROUP=group, GROUP_ROWS=group_rows, POSITIONS=positions, DIM=dim,
-        BLOCK_D=max(16, triton.next_power_of_2(dim)), KEYS=tile_keys, BLOCK_SIZE=keys.shape[1], TILED=tiles is not None,
+        BLOCK_D=max(16, next_power_of_2(dim)), KEYS=tile_keys, BLOCK_SIZE=keys.shape[1], TILED=tiles is not None,
         TILE=TILE, WINDOW=spec.window or 0, CAP=cap, ALIBI=slopes is not None, STAGES=stages,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", PDL=pdl,
         **options(pdl, num_warps=4 if query.is_cuda else 1),

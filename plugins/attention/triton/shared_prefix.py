@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from core.interfaces.attention import AttentionSpec
-from core.kernels.launch import has_pdl, launch, num_multiprocessors, options
+from core.kernels.launch import cdiv, has_pdl, launch, next_power_of_2, num_multiprocessors, options
 
 NEG = tl.constexpr(-1.0e30)
 KEYS = 64
@@ -97,7 +97,7 @@ def prefix_tile(query: torch.Tensor) -> int:
 def choose_prefix_splits(query: torch.Tensor, num_kv_heads: int) -> int:
     """As many as fill the device once."""
     group = query.shape[1] // num_kv_heads
-    programs = num_kv_heads * triton.cdiv(query.shape[0] * group, 128)
+    programs = num_kv_heads * cdiv(query.shape[0] * group, 128)
     return max(1, min(MAX_SPLITS, num_multiprocessors(query) // programs))
 
 
@@ -117,14 +117,14 @@ def prefix_attention(
     num_requests, num_heads, dim = query.shape
     group = num_heads // spec.num_kv_heads
     rows = num_requests * group
-    tile = max(16, min(128 if is_tall(query) else 32, triton.next_power_of_2(rows)))
+    tile = max(16, min(128 if is_tall(query) else 32, next_power_of_2(rows)))
     pdl = has_pdl(query)
     cap = spec.soft_cap is not None
     launch(
-        _prefix_kernel, (spec.num_kv_heads, triton.cdiv(rows, tile), num),
+        _prefix_kernel, (spec.num_kv_heads, cdiv(rows, tile), num),
         query, keys, values, block_table, common, part, lse, query.stride(0), keys.stride(0), keys.stride(1),
         qk_scale, spec.soft_cap or 1.0, rows,
-        GROUP=group, ROWS=tile, DIM=dim, BLOCK_D=max(16, triton.next_power_of_2(dim)),
+        GROUP=group, ROWS=tile, DIM=dim, BLOCK_D=max(16, next_power_of_2(dim)),
         TILE=prefix_tile(query), BLOCK_SIZE=keys.shape[1], NUM=num, CAP=cap, STAGES=2,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", PDL=pdl,
         **options(pdl, num_warps=8 if tile == 128 else 4),
