@@ -1,8 +1,9 @@
 """The HTTP/1.1 connection: uvicorn's, with a bound on how long a request's head may take and how large it may be, and with
-a short way for the pieces of a stream.
+a short way for the pieces of a stream and for the news that the client is gone.
 
 uvicorn waits without end for a head that has begun, and keeps all of it: a few slow clients could hold every descriptor.
-A piece of a stream goes through three coroutines of ASGI layers that have nothing to do with it once the head is out.
+A piece of a stream goes through three coroutines of ASGI layers that have nothing to do with it once the head is out. And of a
+client that goes ASGI tells only who asks, so that every request would need a task that asks and one that is asked for.
 
 A client that offers another protocol (`Upgrade: h2c`: Java's own, curl --http2) is answered in this one, as HTTP wants it. The
 parser leaves off behind such a head, and what follows would be read as the next request.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 import httptools
@@ -22,10 +23,11 @@ MAX_HEAD_BYTES = 64 * 1024
 _SCOPE = "backplane_connection"
 
 
-class PieceWriter(Protocol):
-    """What writes a body in chunks, once its head is out."""
+class OwnConnection(Protocol):
+    """What a request may do with its connection past ASGI."""
 
-    def write_piece(self, piece: bytes) -> None: ...
+    def write_piece(self, piece: bytes) -> None:
+        """A chunk of a body whose head is out."""
 
     def is_slow(self) -> bool:
         """The client has not read what was written: more would pile up."""
@@ -33,9 +35,14 @@ class PieceWriter(Protocol):
     def drained(self) -> Awaitable[None]:
         """Until it has, or is gone."""
 
+    def watch(self, told: Callable[[], None]) -> None:
+        """`told()` once the client is gone, in a callback of the loop. The body must have been read."""
 
-def piece_writer(scope: Any) -> PieceWriter | None:
-    """None: the connection is not ours, the app is served by another server; then ASGI's `send` has to do."""
+    def unwatch(self, told: Callable[[], None]) -> None: ...
+
+
+def own_connection(scope: Any) -> OwnConnection | None:
+    """None: the connection is not ours, the app is served by another server; then ASGI's `send` and `receive` have to do."""
     return scope.get(_SCOPE)  # type: ignore[no-any-return]
 
 
@@ -49,12 +56,17 @@ def connection_class(head_timeout_s: float) -> type[HttpToolsProtocol]:
         """The parser reads a head again that was read already."""
         _running: Any = None
         """The request that is being answered; uvicorn's `cycle` is the last one that came in."""
+        _is_lost = False
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self._watchers: set[Callable[[], None]] = set()
             self._arm()
 
         def connection_lost(self, exc: Exception | None) -> None:
+            self._is_lost = True
+            for told in tuple(self._watchers):
+                told()
             self._disarm()
             if self._running is not None and not self._running.response_complete:
                 self._running.disconnected = True
@@ -103,6 +115,17 @@ def connection_class(head_timeout_s: float) -> type[HttpToolsProtocol]:
 
         def drained(self) -> Awaitable[None]:
             return self.flow.drain()
+
+        def watch(self, told: Callable[[], None]) -> None:
+            self._watchers.add(told)
+            if self._is_lost:
+                self.loop.call_soon(told)
+            else:
+                # a large body stops the reading, and who does not read hears of no end
+                self.flow.resume_reading()
+
+        def unwatch(self, told: Callable[[], None]) -> None:
+            self._watchers.discard(told)
 
         def on_message_begin(self) -> None:
             if self._repeating:

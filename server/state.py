@@ -1,4 +1,4 @@
-"""What the routes share: the engine, the options, who is in flight, and the race of a request with its client."""
+"""What the routes share: the engine, the options, who is in flight."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +18,7 @@ from litestar import Request
 
 from core.errors import RequestError
 from server.config import ServerConfig
-from server.errors import ApiError, ClientGoneError, from_decode_error
+from server.errors import ApiError, from_decode_error
 from server.health import Progress
 from server.metrics import Metrics
 from server.tally import Tally
@@ -206,29 +206,6 @@ async def read_body(request: HttpRequest, decoder: msgspec.json.Decoder[T], time
         return decoder.decode(body), body
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise from_decode_error(error) from None
-
-
-async def _gone(receive: Callable[[], Awaitable[Any]]) -> None:
-    while True:
-        if (await receive())["type"] == "http.disconnect":
-            return
-
-
-async def unless_gone(request: HttpRequest, work: Awaitable[T]) -> T:
-    """Await `work`; cancel it as soon as the client is gone. A handler that does not stream is told in no other way."""
-    task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(_gone(request.receive))
-    try:
-        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGoneError
-    finally:
-        for t in (task, watcher):
-            if not t.done():
-                t.cancel()
-        # both must be over before a stream reads the connection again or the handler's state goes
-        await asyncio.gather(task, watcher, return_exceptions=True)
 
 
 async def merge(sources: list[AsyncGenerator[T, None]]) -> AsyncGenerator[tuple[int, T], None]:

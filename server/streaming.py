@@ -1,13 +1,11 @@
 """Server-sent events as ready bytes, and the ASGI response that writes them.
 
-The response watches the connection itself: when the client goes, or the server stops, the generator is closed, and its
-`finally` aborts the request. While a slow client blocks a write nothing is taken from the generator, so deltas merge
-in the engine's queue instead of piling up here.
+When the client goes, or the server stops, the generator is closed, and its `finally` aborts the request. While a slow client
+blocks a write nothing is taken from the generator, so deltas merge in the engine's queue instead of piling up here.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
@@ -15,9 +13,10 @@ from typing import Any
 from litestar import Response
 
 from core.outputs import RequestOutput
-from server.connection import PieceWriter, piece_writer
-from server.errors import encode, to_api_error
-from server.state import HttpRequest, unless_gone
+from server.connection import OwnConnection, own_connection
+from server.errors import ClientGoneError, encode, to_api_error
+from server.presence import unless_gone, while_there
+from server.state import HttpRequest
 
 log = logging.getLogger("backplane.server")
 
@@ -48,7 +47,7 @@ class DirectOutlet:
     def __init__(self, render: Callable[[RequestOutput, int], bytes], number: int) -> None:
         """`render`: the events of an output of prompt `number`; b"" for none."""
         self._render, self._number = render, number
-        self.writer: PieceWriter | None = None
+        self.writer: OwnConnection | None = None
         """Set while the response is written, on a connection that has the short way."""
 
     def open(self) -> bool:
@@ -73,7 +72,7 @@ class _Writer:
         self._first, self._rest, self._outlets = first, rest, outlets
         self._headers = [*_HEADERS, *((k.encode(), v.encode()) for k, v in headers.items())]
 
-    async def _write(self, send: Any, writer: PieceWriter | None) -> None:
+    async def _write(self, send: Any, writer: OwnConnection | None) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         await self._piece(self._first, send, writer)
         for outlet in self._outlets:
@@ -82,7 +81,7 @@ class _Writer:
             await self._piece(piece, send, writer)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _piece(self, piece: bytes, send: Any, writer: PieceWriter | None) -> None:
+    async def _piece(self, piece: bytes, send: Any, writer: OwnConnection | None) -> None:
         if writer is None:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             return
@@ -90,24 +89,17 @@ class _Writer:
         if writer.is_slow():
             await writer.drained()
 
-    async def _gone(self, receive: Any) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        writer = asyncio.ensure_future(self._write(send, piece_writer(scope)))
-        watcher = asyncio.ensure_future(self._gone(receive))
         try:
-            await asyncio.wait({writer, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            await while_there(scope, receive, self._write(send, own_connection(scope)))
+        except ClientGoneError:
+            pass
+        except Exception as error:
+            log.warning("a stream ended early: %s", error)
         finally:
             for outlet in self._outlets:
                 outlet.writer = None
-            for task in (writer, watcher):
-                task.cancel()
-            results = await asyncio.gather(writer, watcher, return_exceptions=True)
             await self._rest.aclose()
-        if isinstance(results[0], Exception):
-            log.warning("a stream ended early: %s", results[0])
 
 
 class EventStream(Response[None]):

@@ -19,8 +19,9 @@ from server.errors import ApiError, encode, rename
 from server.openai.blocks import whole
 from server.openai.chat_request import understand
 from server.openapi import operation
+from server.presence import unless_gone
 from server.rendering import stream
-from server.state import HttpRequest, ServerState, read_body, request_id, unless_gone
+from server.state import HttpRequest, ServerState, read_body, request_id
 
 _decoder = msgspec.json.Decoder(MessagesRequest)
 

@@ -19,8 +19,9 @@ from server.openai.generation import check_end, final_output
 from server.openai.schema import ChatCompletionRequest
 from server.openai.usage import usage
 from server.openapi import operation
+from server.presence import unless_gone
 from server.rendering import stream
-from server.state import HttpRequest, ServerState, read_body, request_id, unless_gone
+from server.state import HttpRequest, ServerState, read_body, request_id
 
 _decoder = msgspec.json.Decoder(ChatCompletionRequest)
 

@@ -21,8 +21,9 @@ from server.openai.logprobs import TextLogprobs
 from server.openai.schema import CompletionRequest
 from server.openai.usage import usage
 from server.openapi import operation
+from server.presence import unless_gone
 from server.rendering import stream
-from server.state import HttpRequest, ServerState, merge, read_body, request_id, unless_gone
+from server.state import HttpRequest, ServerState, merge, read_body, request_id
 
 _decoder = msgspec.json.Decoder(CompletionRequest)
 

@@ -18,7 +18,8 @@ from server.openai.messages import template_messages
 from server.openai.params import refuse_unknown
 from server.openai.schema import EmbeddingsRequest, PoolingBody
 from server.openapi import operation
-from server.state import LONG_TEXT, HttpRequest, ServerState, read_body, request_id, unless_gone
+from server.presence import unless_gone
+from server.state import LONG_TEXT, HttpRequest, ServerState, read_body, request_id
 
 _decoder = msgspec.json.Decoder(EmbeddingsRequest)
 MAX_INPUTS = 2048

@@ -24,8 +24,9 @@ from server.openai.response_items import to_chat
 from server.openai.response_reply import Reply, item, item_id
 from server.openai.schema import ResponsesRequest
 from server.openapi import operation
+from server.presence import unless_gone
 from server.rendering import stream
-from server.state import HttpRequest, ServerState, read_body, request_id, unless_gone
+from server.state import HttpRequest, ServerState, read_body, request_id
 
 _decoder = msgspec.json.Decoder(ResponsesRequest)
 

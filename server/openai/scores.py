@@ -19,7 +19,8 @@ from server.openai.embeddings import MAX_INPUTS, embed_all, refuse, to_token_ids
 from server.openai.params import refuse_unknown
 from server.openai.schema import RerankRequest, ScoreRequest
 from server.openapi import operation
-from server.state import HttpRequest, ServerState, read_body, request_id, unless_gone
+from server.presence import unless_gone
+from server.state import HttpRequest, ServerState, read_body, request_id
 
 _score = msgspec.json.Decoder(ScoreRequest)
 _rerank = msgspec.json.Decoder(RerankRequest)

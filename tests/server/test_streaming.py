@@ -1,5 +1,5 @@
-"""The short way of a stream: a real engine, the app under uvicorn and clients over sockets, in this process, so that what
-takes the short way can be counted.
+"""Streams from within: a real engine, the app under uvicorn and clients over sockets, in this process, so that what takes the
+short way, and the tasks of a request, can be counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from server.streaming import DirectOutlet
 pytestmark = pytest.mark.filterwarnings("ignore::litestar.exceptions.LitestarDeprecationWarning")
 
 TEXT = {"prompt": "the", "max_tokens": 120, "ignore_eos": True, "temperature": 0}
-CHAT = {"messages": [{"role": "user", "content": "the"}], "max_tokens": 60, "ignore_eos": True, "temperature": 0}
+CHAT = {"messages": [{"role": "user", "content": "the"}], "max_tokens": 120, "ignore_eos": True, "temperature": 0}
 
 
 class App:
@@ -40,8 +40,8 @@ class App:
         await self.engine.start()
         self._sock = launch.bind_all(ServerConfig(port=0))[0]
         self.address = self._sock.getsockname()
-        app = create_app(self.engine, ServerConfig())
-        self._uvicorn = launch._Asgi(launch._uvicorn_config(app, ServerConfig()))
+        self.asgi: Any = create_app(self.engine, ServerConfig())
+        self._uvicorn = launch._Asgi(launch._uvicorn_config(self.asgi, ServerConfig()))
         self._uvicorn.handshake_timeout_s = 5
         self._running = asyncio.ensure_future(self._uvicorn.serve(sockets=[self._sock]))
         while not self._uvicorn.started:
@@ -72,6 +72,18 @@ class App:
         async with asyncio.timeout(10):
             while self.engine.num_requests:
                 await asyncio.sleep(0.01)
+
+
+class Observing:
+    """An observer of the engine that does nothing."""
+
+    def request_started(self, request: Any) -> None: ...
+
+    def request_finished(self, output: Any, finished: Any) -> None: ...
+
+    def tokens(self, count: int, gap_s: float) -> None: ...
+
+    def stats(self, stats: Any) -> None: ...
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +151,7 @@ def test_completions_say_the_same_by_the_short_way(in_app, puts, extra):
         body = TEXT | extra
         whole = await app.whole("/v1/completions", body)
         events = await app.streamed("/v1/completions", body)
-        assert len(puts) > 10, "the short way was not taken"
+        assert sum(puts) > 20, "the short way was not taken"
         assert texts(events, len(whole)) == [c["text"] for c in whole]
         ends = sorted((c["index"], c["finish_reason"]) for e in events for c in e["choices"] if c["finish_reason"])
         assert ends == [(i, "length") for i in range(len(whole))]
@@ -161,11 +173,11 @@ def test_chats_say_the_same_by_the_short_way(in_app, puts, extra):
         body = CHAT | extra
         whole = await app.whole("/v1/chat/completions", body)
         events = await app.streamed("/v1/chat/completions", body)
-        assert len(puts) > 5, "the short way was not taken"
+        assert sum(puts) > 20, "the short way was not taken"
         assert texts(events, len(whole)) == [c["message"]["content"] for c in whole]
         roles = [c["index"] for e in events for c in e["choices"] if c["delta"].get("role")]
         assert sorted(roles) == list(range(len(whole))), "each answer begins once"
-        assert events[-1]["usage"]["completion_tokens"] == 60 * len(whole)
+        assert events[-1]["usage"]["completion_tokens"] == 120 * len(whole)
 
     in_app(test)
 
@@ -176,7 +188,7 @@ def test_several_prompts_say_the_same_by_the_short_way(in_app, puts, extra):
         body = TEXT | {"prompt": ["the", "engine", "serves the model"]} | extra
         whole = await app.whole("/v1/completions", body)
         events = await app.streamed("/v1/completions", body)
-        assert len(puts) > 20, "the short way was not taken"
+        assert sum(puts) > 20, "the short way was not taken"
         assert texts(events, len(whole)) == [c["text"] for c in whole]
         ends = sorted((c["index"], c["finish_reason"]) for e in events for c in e["choices"] if c["finish_reason"])
         assert ends == [(i, "length") for i in range(len(whole))]
@@ -188,34 +200,34 @@ def test_several_prompts_say_the_same_by_the_short_way(in_app, puts, extra):
 @pytest.mark.parametrize("extra", [{}, {"include": ["message.output_text.logprobs"], "top_logprobs": 2}])
 def test_responses_say_the_same_by_the_short_way(in_app, puts, extra):
     async def test(app: App) -> None:
-        body = {"model": "tiny", "input": "the", "max_output_tokens": 60, "ignore_eos": True, "temperature": 0} | extra
+        body = {"model": "tiny", "input": "the", "max_output_tokens": 120, "ignore_eos": True, "temperature": 0} | extra
         whole = (await app.http.post("/v1/responses", json=body)).json()
         answer = await app.http.post("/v1/responses", json=body | {"stream": True})
         events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
-        assert len(puts) > 5, "the short way was not taken"
+        assert sum(puts) > 20, "the short way was not taken"
         assert [e["sequence_number"] for e in events] == list(range(len(events)))
         assert (events[0]["type"], events[-1]["type"]) == ("response.created", "response.incomplete")
         deltas = [e for e in events if e["type"] == "response.output_text.delta"]
         (part,) = whole["output"][0]["content"]
         assert "".join(e["delta"] for e in deltas) == part["text"]
         (said,) = events[-1]["response"]["output"][0]["content"]
-        assert said == part and events[-1]["response"]["usage"]["output_tokens"] == 60
-        assert len(part["logprobs"]) == (60 if extra else 0)
+        assert said == part and events[-1]["response"]["usage"]["output_tokens"] == 120
+        assert len(part["logprobs"]) == (120 if extra else 0)
 
     in_app(test)
 
 
 def test_messages_say_the_same_by_the_short_way(in_app, puts):
     async def test(app: App) -> None:
-        body = {"model": "tiny", "messages": CHAT["messages"], "max_tokens": 60, "ignore_eos": True, "temperature": 0}
+        body = {"model": "tiny", "messages": CHAT["messages"], "max_tokens": 120, "ignore_eos": True, "temperature": 0}
         whole = (await app.http.post("/v1/messages", json=body)).json()
         answer = await app.http.post("/v1/messages", json=body | {"stream": True})
         events = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: ")]
-        assert len(puts) > 5, "the short way was not taken"
+        assert sum(puts) > 20, "the short way was not taken"
         assert [e["type"] for e in events[:3]] == ["message_start", "ping", "content_block_start"]
         assert [e["type"] for e in events[-3:]] == ["content_block_stop", "message_delta", "message_stop"]
         said = "".join(e["delta"]["text"] for e in events if e["type"] == "content_block_delta")
-        assert said == whole["content"][0]["text"] and events[-2]["usage"]["output_tokens"] == 60
+        assert said == whole["content"][0]["text"] and events[-2]["usage"]["output_tokens"] == 120
 
     in_app(test)
 
@@ -259,6 +271,97 @@ def test_a_client_that_goes_ends_the_short_way(in_app, puts):
     in_app(test)
 
 
+def test_a_stream_is_one_task(in_app):
+    """The server's own: none watches for a client that goes."""
+
+    async def test(app: App) -> None:
+        await app.idle()
+        before = asyncio.all_tasks()
+        body = TEXT | {"max_tokens": 2000, "stream": True}
+        async with app.http.stream("POST", "/v1/completions", json=body) as answer:
+            await anext(answer.aiter_raw())
+            assert len(asyncio.all_tasks() - before) == 1
+        await app.idle()
+
+    in_app(test)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("filler", ["", "x" * 200_000], ids=["short", "long"])
+def test_a_client_that_goes_before_its_answer_ends_the_request(in_app, stream, filler):
+    """A body of more than 64 kB stops the reading of its connection for a while."""
+
+    async def test(app: App) -> None:
+        text = str(stream) + "0123456789" * 380  # several steps before the first token
+        raw = json.dumps({"prompt": text, "max_tokens": 100, "ignore_eos": True, "stream": stream, "user": filler})
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(raw)}\r\n\r\n"
+        seen = asyncio.Event()
+        aborted: list[Any] = []
+
+        class Seeing(Observing):
+            def request_started(self, request: Any) -> None:
+                seen.set()
+
+            def request_finished(self, output: Any, finished: Any) -> None:
+                aborted.append((output.outputs[0].finish_reason, len(output.outputs[0].token_ids)))
+
+        seeing = Seeing()
+        app.engine.observers.append(seeing)
+        try:
+            _, writer = await asyncio.open_connection(*app.address)
+            writer.write(head.encode() + raw.encode())
+            await asyncio.wait_for(seen.wait(), 10)
+            writer.close()
+            await app.idle()
+        finally:
+            app.engine.observers.remove(seeing)
+        ((reason, num_tokens),) = aborted
+        assert reason == "abort" and num_tokens < 100
+
+    in_app(test)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_another_server_tells_of_a_client_that_goes(in_app, puts, stream):
+    """The app under a server whose connections are not ours, which has ASGI alone."""
+
+    async def test(app: App) -> None:
+        body = json.dumps(TEXT | {"max_tokens": 3000, "stream": stream}).encode()
+        given = [{"type": "http.request", "body": body, "more_body": False}]
+        sent: list[dict] = []
+        gone = asyncio.Event()
+
+        async def receive() -> dict:
+            if given:
+                return given.pop()
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict) -> None:
+            sent.append(message)
+            if len(sent) == 10:
+                gone.set()
+
+        scope = {
+            **{"type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1"},
+            **{"method": "POST", "scheme": "http", "path": "/v1/completions", "raw_path": b"/v1/completions"},
+            **{"query_string": b"", "root_path": "", "client": ("x", 1), "server": ("x", 1)},
+            "headers": [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")],
+        }
+        running = asyncio.ensure_future(app.asgi(scope, receive, send))
+        if not stream:
+            while not app.engine.num_requests:
+                await asyncio.sleep(0.01)
+            gone.set()
+        await asyncio.wait_for(running, 20)
+        assert sent[0]["status"] == (200 if stream else 499)
+        await app.idle()
+        assert not puts, "the short way wants a connection of ours"
+        assert sum(m.get("body", b"").count(b"data: ") for m in sent) < 2900
+
+    in_app(test)
+
+
 @pytest.mark.parametrize("prompt", ["the", ["the", "engine", "model"]], ids=["one", "several"])
 def test_what_breaks_on_the_short_way_is_an_error_event(in_app, puts, monkeypatch, prompt):
     """Of several prompts the others end with it: nothing is said behind the error."""
@@ -285,8 +388,8 @@ def test_what_breaks_on_the_short_way_is_an_error_event(in_app, puts, monkeypatc
     in_app(test)
 
 
-class AbortAtOnce:
-    """An observer that aborts every request as it starts."""
+class AbortAtOnce(Observing):
+    """Aborts every request as it starts."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -297,12 +400,6 @@ class AbortAtOnce:
         loop = asyncio.get_running_loop()
         # once the request is on its way
         loop.call_soon(lambda: loop.create_task(self._engine.abort(request.request_id)))
-
-    def request_finished(self, output: Any, finished: Any) -> None: ...
-
-    def tokens(self, count: int, gap_s: float) -> None: ...
-
-    def stats(self, stats: Any) -> None: ...
 
 
 @pytest.mark.parametrize("path", ["completions", "chat/completions", "responses", "messages"])
