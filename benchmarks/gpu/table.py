@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import workloads  # noqa: E402
+
 WHAT = {
     "ttft_b1": "first token of one prompt of 128",
     "latency_b1": "1 request, 128 in, 256 out",
@@ -27,7 +31,15 @@ def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _one_shape(shape: str, lines: list[dict[str, Any]]) -> list[str]:
+def _share(line: dict[str, Any], ceilings: workloads.Ceilings | None) -> str:
+    """Of the floor as workloads.py counts it now, from the ceilings of the same run."""
+    if ceilings is None:
+        return ""
+    floor = workloads.floor_s(workloads.SHAPES[line["shape"]], workloads.build(line["workload"]), ceilings)
+    return f"{floor / line['median_s']:.3f}"
+
+
+def _one_shape(shape: str, lines: list[dict[str, Any]], ceilings: workloads.Ceilings | None) -> list[str]:
     seconds: dict[str, dict[str, dict[str, Any]]] = {}
     decode: dict[str, dict[str, float]] = {}
     for line in lines:
@@ -44,7 +56,7 @@ def _one_shape(shape: str, lines: list[dict[str, Any]]) -> list[str]:
         if "backplane" not in found:
             continue
         ours = found["backplane"]
-        cells = [f"{WHAT.get(name, name)} (`{name}`)", f"{ours['median_s']:.4g}", f"{ours.get('floor_share', '')}"]
+        cells = [f"{WHAT.get(name, name)} (`{name}`)", f"{ours['median_s']:.4g}", _share(ours, ceilings)]
         for peer in peers:
             theirs = found.get(peer, {}).get("median_s")
             cells += [f"{theirs:.4g}", f"{theirs / ours['median_s']:.2f}"] if theirs else ["", ""]
@@ -62,10 +74,13 @@ def _one_shape(shape: str, lines: list[dict[str, Any]]) -> list[str]:
 def make(results: str) -> str:
     """Markdown: one table a model shape."""
     shapes: dict[str, list[dict[str, Any]]] = {}
+    ceilings = None
     for line in map(json.loads, results.splitlines()):
+        if line.get("workload") == "ceilings":
+            ceilings = workloads.Ceilings(line["copy_gb_s"], line["matmul_tflop_s"])
         if "median_s" in line or "decode_ms_per_token" in line:
             shapes.setdefault(line.get("shape", "llama-3.1-8b"), []).append(line)
-    return "\n\n".join("\n".join(_one_shape(shape, lines)) for shape, lines in shapes.items())
+    return "\n\n".join("\n".join(_one_shape(shape, lines, ceilings)) for shape, lines in shapes.items())
 
 
 if __name__ == "__main__":

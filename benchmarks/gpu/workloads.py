@@ -178,21 +178,24 @@ def matrix_parameters(shape: dict[str, Any]) -> tuple[int, int]:
 
 
 def floor_s(shape: dict[str, Any], work: Workload, ceilings: Ceilings) -> float:
-    """No engine that computes in bf16 is faster. The sum of: the prompts' matrices; those of decodes, or the weights read
-    once a step, whichever takes longer; the keys and values that decodes read; attention among prompts. Where requests
-    have to wait for others, prompts may share steps with decodes, and the first two become one. Sampling and the rest
-    cost nothing.
+    """No engine that computes in bf16 is faster. The sum of: the prompts' matrices and those of decodes, each by arithmetic
+    or by reading the weights once a step, whichever takes longer; the keys and values that decodes read; attention among
+    prompts. Where requests have to wait for others, prompts may share steps with decodes, and the first two become one.
+    Sampling and the rest cost nothing.
     """
     layers, head = matrix_parameters(shape)
-    batch = min(MAX_NUM_SEQS, len(work.requests))
+    rate, bandwidth = ceilings.matmul_tflop_s * 1e12, ceilings.copy_gb_s * 1e9
+    count = len(work.requests)
+    batch = min(MAX_NUM_SEQS, count)
     lengths = sorted((r.output_len for r in work.requests), reverse=True)
     steps = sum(lengths[::batch])  # of each group that runs together, its longest
     tokens = work.input_tokens + work.output_tokens
     known = len(work.warm_requests[0].prompt) // 64 * 64 if work.warm_requests else 0
-    tokens -= (known - 64) * len(work.requests) if known else 0  # the shared prefix is there already
-    decode_flops = 2.0 * (layers + head) * work.output_tokens
-    prompt_flops = 2.0 * layers * (tokens - work.output_tokens)
-    reads = 2.0 * (layers + head) * steps
+    tokens -= (known - 64) * count if known else 0  # the shared prefix is there already
+    # a request's first token comes of its prompt's step
+    decode_s = 2.0 * (layers + head) * (work.output_tokens - count) / rate
+    prompt_s = (2.0 * layers * (tokens - work.output_tokens) + 2.0 * head * count) / rate
+    read_s = 2.0 * (layers + head) / bandwidth
     kv_token = 2 * 2 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"]
     context = 0.0
     attended = 0.0
@@ -202,10 +205,9 @@ def floor_s(shape: dict[str, Any], work: Workload, ceilings: Ceilings) -> float:
         attended += own * (len(r.prompt) - own / 2)
     context += max(0, known - 64) * steps if known else 0
     flops_attention = 4.0 * shape["num_hidden_layers"] * shape["num_attention_heads"] * shape["head_dim"] * attended
-    rate, bandwidth = ceilings.matmul_tflop_s * 1e12, ceilings.copy_gb_s * 1e9
-    matrices_s = prompt_flops / rate + max(decode_flops / rate, reads / bandwidth)
-    if len(work.requests) > batch:
-        matrices_s = max((prompt_flops + decode_flops) / rate, reads / bandwidth)
+    matrices_s = max(prompt_s, read_s) + max(decode_s, read_s * (steps - 1))
+    if count > batch:
+        matrices_s = max(prompt_s + decode_s, read_s * steps)
     return matrices_s + kv_token * context / bandwidth + flops_attention / rate
 
 
