@@ -6,6 +6,7 @@ plugins. One thread (the engine loop's) calls the methods; compiling happens in 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import queue
@@ -127,6 +128,14 @@ class GuidedManager:
     def num_pending(self) -> int:
         """Handles that wait for a grammar, or for `poll` to tell of it."""
         return sum(len(j.handles) for j in self._jobs.values()) + len(self._ready) + len(self._failed)
+
+    def prepare(self) -> None:
+        """Build the backend that a first constraint is likely to want, here and now: one that reads a large vocabulary holds
+        Python's lock for a second. What fails is told by the first request that meets it."""
+        names = self._auto_names() if self._wanted == "auto" else [self._wanted]
+        with contextlib.suppress(RequestError, PluginError):
+            if names and self._eos:
+                self._backend(names[0])
 
     def submit(self, handle: int, params: GuidedDecodingParams) -> None:
         """Have the constraint compiled for this sequence; `poll` tells when. Raises nothing."""

@@ -208,6 +208,11 @@ class EngineLoop:
         stats = self.scheduler.stats()
         return stats if self._past is None else stats.after(self._past)
 
+    def prepare(self) -> None:
+        """For an idle engine: make what takes long once and may be wanted. Never waits."""
+        if self.ready.generates:
+            self._guided.prepare()
+
     # ---- steps
 
     def step(self) -> bool:

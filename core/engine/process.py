@@ -18,6 +18,9 @@ from typing import Any
 
 import msgspec
 
+IDLE_MS = 1000
+"""With nothing to do for so long, what takes long once is made before a request wants it."""
+
 
 def read_options() -> dict[str, Any]:
     """The first frame of standard input."""
@@ -82,9 +85,10 @@ def main() -> None:
         loop.ready.timeline.insert(0, ("import", imported))
         spare_what_lives()
         send(loop.ready, 0)
+        was_idle = False
         while loop.stop_at_s is None or (loop.has_work and time.monotonic() < loop.stop_at_s):
             # blocks when idle: no processor time is used
-            while inbox.poll(0 if loop.has_work else 1000 if loop.stop_at_s is None else 0):
+            while inbox.poll(0 if loop.has_work else IDLE_MS if loop.stop_at_s is None else 0):
                 message = to_engine_decoder.decode(inbox.recv())
                 loop.handle(message)
                 if isinstance(message, Join) and loop.knows(message.client):
@@ -93,6 +97,9 @@ def main() -> None:
                     outboxes.pop(message.client).close(linger=0)
             if loop.has_work:
                 loop.step()
+            elif not was_idle and loop.stop_at_s is None:
+                was_idle = True
+                loop.prepare()
     except Exception as error:
         from core.errors import BackplaneError
 

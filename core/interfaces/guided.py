@@ -59,7 +59,7 @@ class Grammar(Protocol):
 
 
 class GuidedBackend(Protocol):
-    """Made once per engine, when the first request needs it."""
+    """Made once per engine: when the first request needs it, or before, while an engine process is idle."""
 
     name: str
 
