@@ -20,6 +20,7 @@ from core.interfaces.executor import StepTicket
 from core.kernels import dispatch
 from core.progress import ProgressLine
 from core.registry import Registry
+from core.runner.graph_sizes import MIXED_SIZES, largest_step, peak_flops, tokens_worth_capturing
 from core.runner.input_batch import InputBatch
 from core.runner.memory import bytes_per_block, count_blocks
 from core.runner.model_runner import ModelRunner
@@ -157,8 +158,6 @@ class InProcessExecutor:
 
     def _graph_tokens(self, config: EngineConfig, choices: Choices, model: Any, budget: int) -> tuple[int, int]:
         """Of the largest captured step (0: none are), and up to which size padding costs less than launching does."""
-        from core.runner.graphs import MIXED_SIZES, largest_step, peak_flops, tokens_worth_capturing
-
         if not choices.backend.capabilities.graph_capture or config.device.enforce_eager:
             return 0, 0
         worth = MIXED_SIZES[-1]

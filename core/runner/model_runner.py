@@ -16,6 +16,7 @@ from core.kernels import dispatch
 from core.kernels.launch import fixed_order
 from core.messages import Logprobs
 from core.progress import ProgressLine
+from core.runner.graph_sizes import decode_sizes
 from core.runner.input_batch import InputBatch
 from core.runner.pooling import Pooler
 from core.sampling.logprobs import gather_logprobs, to_message
@@ -173,8 +174,6 @@ class ModelRunner:
 
     def _eager_steps(self, max_tokens: int) -> list[Callable[[], object]]:
         """Steps that no graph serves: long prompts, new and continued, and every way to sample."""
-        from core.runner.graphs import decode_sizes
-
         longest = self.batch.token_ids.shape[1] - 1
         most = min(max_tokens, longest)
 

@@ -7,7 +7,7 @@ import torch
 
 from core.config import DeviceConfig
 from core.errors import ConfigError
-from core.runner.graphs import MIXED_SIZES, largest_step, mixed_sizes, tokens_worth_capturing
+from core.runner.graph_sizes import MIXED_SIZES, largest_step, mixed_sizes, tokens_worth_capturing
 
 FLOPS = 792e12  # 132 multiprocessors
 
