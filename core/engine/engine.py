@@ -37,9 +37,10 @@ class Engine:
         self._client = ClientSide(self.config, self.ready)
         for name, choice in self.ready.choices.items():
             logger.info("%s: %s", name, choice)
-        if self.config.scheduler.async_scheduling:
-            # a full collection would hold the device up, 0.14 s on an H100's host: until `shutdown` what lives now is no
-            # part of them
+        # a full collection would hold the device up, 0.14 s on an H100's host: until `shutdown` what lives now is no part of
+        # them. What the caller froze stays the caller's.
+        self._freezes = bool(self.config.scheduler.async_scheduling) and not gc.get_freeze_count()
+        if self._freezes:
             gc.freeze()
 
     @property
@@ -163,7 +164,7 @@ class Engine:
         if not self._closed:
             self._closed = True
             self._loop.shutdown()
-            if self.config.scheduler.async_scheduling:
+            if self._freezes:
                 gc.unfreeze()
 
     def __enter__(self) -> Engine:

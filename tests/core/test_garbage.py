@@ -23,3 +23,21 @@ gc.collect()
 assert Cycle.gone == 1
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_engine_that_plans_ahead_keeps_what_lives_out_of_collections_until_it_ends() -> None:
+    code = """
+import gc
+from core import Engine
+with Engine("demo", async_scheduling=True, max_model_len=64) as engine:
+    assert gc.get_freeze_count() > 10_000
+    with Engine("demo", async_scheduling=False, max_model_len=64):
+        pass
+    assert gc.get_freeze_count() > 10_000
+assert gc.get_freeze_count() == 0
+gc.freeze()  # the caller's own
+with Engine("demo", async_scheduling=True, max_model_len=64):
+    pass
+assert gc.get_freeze_count() > 10_000
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
