@@ -61,8 +61,8 @@ class AttentionBackend(Protocol):
     how many int32 of the step's one copy to the device are the backend's; `graph_state(words)`, what
     batch.attention.state is while such a step is captured, `words` being that part on the device;
     `graph_fill(words, query_lens, seq_lens, first_request)`, which writes that part on the host for the prompts of a
-    plan, or says False if it has no room for them. In such a step every request is a decode to num_decodes, and
-    decode_lens tells which of them really are.
+    plan, or says False if it has no room for them or does better uncaptured. In such a step every request is a decode to
+    num_decodes, and decode_lens tells which of them really are.
     """
 
     name: str

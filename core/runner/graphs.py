@@ -2,8 +2,9 @@
 
 Two kinds: decodes (every request brings one token; the size counts requests) and mixed steps (the size counts tokens).
 A graph holds the preparation of the inputs from rows and counts, the forward pass and, for small decodes, the logits,
-so a step costs the host one small copy and one launch. Lengths and block tables live in device memory; padding is rows
-of length 0 and tokens that are written nowhere. Knows nothing of scheduling or sampling.
+so a step costs the host one small copy and one launch; mixed steps beyond MIXED_SIZES give each request's last state
+alone. Lengths and block tables live in device memory; padding is rows of length 0 and tokens that are written nowhere.
+Knows nothing of scheduling or sampling.
 """
 
 from __future__ import annotations
