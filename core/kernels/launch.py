@@ -178,7 +178,7 @@ def _knows_triton() -> bool:
     """The order of arguments to a compiled kernel's `run` is Triton's own affair; it was read in these versions."""
     import triton
 
-    return tuple(map(int, triton.__version__.split(".")[:2])) in ((3, 6), (3, 7), (3, 8), (3, 9))
+    return tuple(map(int, triton.__version__.split(".")[:2])) in ((3, 6), (3, 9))
 
 
 @functools.cache
