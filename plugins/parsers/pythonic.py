@@ -9,9 +9,12 @@ import ast
 import json
 import re
 import warnings
+from collections.abc import Mapping
+from keyword import iskeyword
 from typing import Any
 
 from plugins.parsers.markers import MarkerParser, Read
+from plugins.parsers.strict import ROOT, Format, Tools, cannot, one_of, optional, row, star, tag, text, triggered
 
 MAX_CALL = 1 << 20
 _SKIP = re.compile(r"""[^\\"'()\[\]{}]+""")
@@ -48,6 +51,15 @@ class PythonicParser(MarkerParser):
             self.drop()
             yield from self.closing("<|python_end|>")
 
+    @staticmethod
+    def strict_format(tools: Tools) -> Format:
+        calls = {str(t["function"]["name"]): row(*_keywords(t), text(")")) for t in tools}
+        if odd := next((n for n in calls if not _NAME.fullmatch(n)), None):
+            raise cannot(odd, "a name that Python cannot call")
+        more = star(row(text(", "), one_of([row(text(f"{n}("), call) for n, call in calls.items()])))
+        opened = [tag(f"[{n}(", row(call, more), "]") for n, call in calls.items()]
+        return triggered([f"[{n}(" for n in calls], opened)
+
     def _brackets(self) -> Read:
         """Read up to the bracket that closes the call and return what is inside, or None."""
         pieces: list[str] = []
@@ -83,6 +95,31 @@ class PythonicParser(MarkerParser):
         return None
 
 
+def _keywords(tool: Mapping[str, Any]) -> list[Format]:
+    """`a=1, b="x"` in the schema's order. Values are written as JSON, which is read here as Python is."""
+    name, schema = tool["function"]["name"], tool["function"].get("parameters") or {}
+    if surplus := sorted(set(schema) - ROOT):
+        raise cannot(name, f"parameters with {surplus[0]!r}")
+    properties, required = schema.get("properties") or {}, set(schema.get("required") or ())
+    if not properties and schema.get("additionalProperties") is not False:
+        pair = row({"type": "regex", "pattern": "[A-Za-z_][A-Za-z0-9_]*="}, {"type": "json_schema", "json_schema": {}})
+        return [optional(row(pair, star(row(text(", "), pair))))]
+    if odd := next((k for k in properties if not (k.isidentifier() and k.isascii()) or iskeyword(k)), None):
+        raise cannot(name, f"a parameter {odd!r}, which is no name in Python")
+    shared = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
+    # from the last to the first: what may follow when something stands before, and when nothing does
+    behind: list[Format] = []
+    alone: list[Format] = []
+    for key, value in reversed(properties.items()):
+        held = {"type": "json_schema", "json_schema": {**shared, **value} if isinstance(value, dict) else value}
+        here = row(text(f"{key}="), held, *behind)
+        optionally = one_of([here, *alone]) if alone else optional(here)
+        alone = [here if key in required else optionally]
+        next_one = row(text(f", {key}="), held)
+        behind = [next_one if key in required else optional(next_one), *behind]
+    return alone
+
+
 def _arguments(inside: str, names: list[str]) -> str | None:
     """`a=1, b="x"` as a JSON object, or None if that is no list of values."""
     try:
@@ -97,8 +134,8 @@ def _arguments(inside: str, names: list[str]) -> str | None:
                 return None
             found[keyword.arg] = _value(keyword.value)
         text = json.dumps(found, ensure_ascii=False, allow_nan=False)
-        text.encode()
-        return text
+        # JSON writes a character beyond 16 bits as two halves; half of one is an error
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 

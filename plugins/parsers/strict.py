@@ -39,6 +39,15 @@ def one_of(elements: Sequence[Format]) -> Format:
     return elements[0] if len(elements) == 1 else {"type": "or", "elements": list(elements)}
 
 
+def optional(content: Format) -> Format:
+    return {"type": "optional", "content": content}
+
+
+def star(content: Format) -> Format:
+    """Any number of times."""
+    return {"type": "star", "content": content}
+
+
 def tag(begin: str, content: Format, end: str) -> Format:
     return {"type": "tag", "begin": begin, "content": content, "end": end}
 
@@ -64,7 +73,7 @@ def call_list(begin: str, tools: Tools) -> Format:
 # ---- arguments as tagged text
 
 _PLAIN = {"type", "description", "title", "default", "examples"}
-_ROOT = {
+ROOT = {
     "type",
     "properties",
     "required",
@@ -85,8 +94,8 @@ def parameters(tool: Mapping[str, Any]) -> Iterator[tuple[str, Format, bool]] | 
     """
     function = tool.get("function", tool)
     schema = function.get("parameters") or {}
-    if surplus := sorted(set(schema) - _ROOT):
-        raise _cannot(function["name"], f"parameters with {surplus[0]!r}")
+    if surplus := sorted(set(schema) - ROOT):
+        raise cannot(function["name"], f"parameters with {surplus[0]!r}")
     if not schema.get("properties") and schema.get("additionalProperties") is not False:
         return None
     shared = {k: schema[k] for k in ("$defs", "definitions") if k in schema}
@@ -102,13 +111,13 @@ def _value(function: str, key: str, schema: Any, shared: Format) -> Format:
         choices = schema.get("enum", [schema.get("const")])
         if set(schema) <= {*_PLAIN, "enum", "const"} and all(isinstance(c, str) and c for c in choices):
             return one_of([text(c) for c in choices])
-        raise _cannot(function, f"{key}, a string with {sorted(set(schema) - _PLAIN)[0]!r}")
+        raise cannot(function, f"{key}, a string with {sorted(set(schema) - _PLAIN)[0]!r}")
     if isinstance(schema, dict) and "string" in (schema.get("type") or ()):
-        raise _cannot(function, f"{key}, whose type is a string or something else")
+        raise cannot(function, f"{key}, whose type is a string or something else")
     return {"type": "json_schema", "json_schema": {**shared, **schema} if isinstance(schema, dict) else schema}
 
 
-def _cannot(function: str, what: str) -> RequestError:
+def cannot(function: str, what: str) -> RequestError:
     return RequestError(
         f"the strict tool {function!r} has {what}, to which this model's format of calls cannot be held; simplify its schema, "
         "send tool_choice 'required', or leave strict out",

@@ -99,11 +99,11 @@ def test_what_cannot_be_held_is_refused_by_name(client, start_server):
         client.chat.completions.create(
             model="demo", messages=ASK, tools=tools({**FUNCTION, "parameters": bad}, strict=True)
         )
-    server = start_server(engine={"tool_call_parser": "pythonic", "num_blocks": 512})
+    server = start_server(engine={"tool_call_parser": "gpt_oss", "num_blocks": 512})
     body = {"messages": ASK, "max_tokens": 30, "tools": [*tools(LOOSE), *tools({**FUNCTION, "name": "f"}, strict=True)]}
     answer = httpx.post(f"{server.url}/v1/chat/completions", json=body).json()["error"]
     assert (answer["param"], answer["code"]) == ("tools[1].function.strict", "unsupported_parameter")
-    assert "'pythonic'" in answer["message"]
+    assert "'gpt_oss'" in answer["message"]
     body["tool_choice"] = "required"
     assert httpx.post(f"{server.url}/v1/chat/completions", json=body).status_code == 200
     tool = {"type": "function", "strict": True, **FUNCTION}
