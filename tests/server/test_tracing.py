@@ -166,6 +166,7 @@ def test_what_is_left_is_sent_at_the_end(collector, start_server):
 
 def test_a_collector_that_is_away_costs_no_request(start_server, monkeypatch):
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "2")  # seconds that the exporter tries again; 10 unless told
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         running = start_server(server={"otlp_traces_endpoint": f"http://127.0.0.1:{nobody.getsockname()[1]}/v1/traces"})
