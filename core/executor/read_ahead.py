@@ -1,7 +1,8 @@
 """The matrix library's file, read before its kernels are wanted.
 
 cuBLAS loads a kernel when a product of a new shape first wants it. Its file has half a gigabyte: on a machine that has not
-read it yet such a product waits for the disk, on an H100's host 0.3 to 0.7 s each time, in the middle of serving.
+read it yet such a product took 0.3 to 0.7 s on an H100's host, in the middle of serving; that it waits for the disk is inferred: a second
+process on the same machine did not.
 """
 
 from __future__ import annotations

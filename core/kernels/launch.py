@@ -117,7 +117,7 @@ class _Ready:
     """A compiled kernel with what it was compiled for: launches like the last one need not be looked at again.
 
     Triton binds, types and hashes every argument of every launch, 15 us of an H100's host for 8 of them. The layers of a
-    model differ in addresses alone: here those are checked, and the rest compared with the last launch's, 7 us in all.
+    model differ in addresses alone: here those are checked, and the rest compared with the last launch's.
     Launch hooks of Triton's (a profiler's) see such launches no more.
     """
 

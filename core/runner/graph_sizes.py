@@ -26,7 +26,8 @@ def mixed_sizes(most: int) -> list[int]:
 
 
 def peak_flops(device: torch.device) -> float:
-    """Of matrices in 16 bits, a second. A multiprocessor of Hopper: 6.0e12 measured on an H100; half of it before."""
+    """Of matrices in 16 bits, a second. A multiprocessor of Hopper: 6.0e12, measured on an H100; older ones
+    are taken for half of it, as the A100's data sheet has it (not measured)."""
     if device.type != "cuda":
         return 0.0
     rate = 6.0e12 if torch.cuda.get_device_capability(device) >= (9, 0) else 3.0e12

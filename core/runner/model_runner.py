@@ -129,48 +129,38 @@ class ModelRunner:
 
         max_graph_tokens 0: no graphs. free_tokens: see StepGraphs. -> how many graphs
         """
-        with fixed_order(self._fixed_order):
-            return self._warm_up(max_tokens, max_graph_tokens, free_tokens, shared_prefixes, phase)
-
-    def _warm_up(
-        self,
-        max_tokens: int,
-        max_graph_tokens: int,
-        free_tokens: int,
-        shared_prefixes: bool,
-        phase: Callable[[str], None],
-    ) -> int:
         from core.kernels.launch import compiling
         from core.runner.graphs import StepGraphs
 
-        rows = self.batch
-        graphs = None
-        if max_graph_tokens:
-            graphs = StepGraphs(
-                self.model,
-                self.backend,
-                self.caches,
-                rows.token_ids,
-                rows.block_table,
-                rows.block_size,
-                max_graph_tokens,
-                shared_prefixes,
-                free_tokens,
-            )
-        jobs = self._eager_steps(max_tokens) + ([] if graphs is None else graphs.compilations())
-        with compiling():
-            for job in jobs:
-                job()
-        torch.cuda.empty_cache()
-        rows.token_ids.zero_()
-        phase("compile kernels")
-        if graphs is None:
-            return 0
-        with ProgressLine("capturing graphs") as progress:
-            count = graphs.capture(progress)
-        phase("capture graphs")
-        self.graphs = graphs
-        return count
+        with fixed_order(self._fixed_order):
+            rows = self.batch
+            graphs = None
+            if max_graph_tokens:
+                graphs = StepGraphs(
+                    self.model,
+                    self.backend,
+                    self.caches,
+                    rows.token_ids,
+                    rows.block_table,
+                    rows.block_size,
+                    max_graph_tokens,
+                    shared_prefixes,
+                    free_tokens,
+                )
+            jobs = self._eager_steps(max_tokens) + ([] if graphs is None else graphs.compilations())
+            with compiling():
+                for job in jobs:
+                    job()
+            torch.cuda.empty_cache()
+            rows.token_ids.zero_()
+            phase("compile kernels")
+            if graphs is None:
+                return 0
+            with ProgressLine("capturing graphs") as progress:
+                count = graphs.capture(progress)
+            phase("capture graphs")
+            self.graphs = graphs
+            return count
 
     def _eager_steps(self, max_tokens: int) -> list[Callable[[], object]]:
         """Steps that no graph serves: long prompts, new and continued, and every way to sample."""

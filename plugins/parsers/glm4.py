@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from plugins.parsers.markers import Read
-from plugins.parsers.strict import Format, Tools, one_of, parameters, row, tag, text, triggered
+from plugins.parsers.strict import Format, Tools, one_of, optional, parameters, row, star, tag, text, triggered
 from plugins.parsers.tagged import TaggedParser
 
 
@@ -56,10 +56,10 @@ def _strict_call(tool: Mapping[str, Any]) -> Format:
     head = text(f"{tool['function']['name']}\n")
     if found is None:
         free = [tag(f"<arg_{n}>", {"type": "any_text"}, f"</arg_{n}>") for n in ("key", "value")]
-        return row(head, {"type": "star", "content": row(free[0], text("\n"), free[1], text("\n"))})
+        return row(head, star(row(free[0], text("\n"), free[1], text("\n"))))
     elements = [head]
     for key, value, required in found:
         named = (text("<arg_key>"), text(key), text("</arg_key>"), text("\n"))
         element = row(*named, tag("<arg_value>", value, "</arg_value>"), text("\n"))
-        elements.append(element if required else {"type": "optional", "content": element})
+        elements.append(element if required else optional(element))
     return row(*elements)

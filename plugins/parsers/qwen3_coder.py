@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from plugins.parsers.markers import Read
-from plugins.parsers.strict import Format, Tools, one_of, parameters, row, tag, text, triggered
+from plugins.parsers.strict import Format, Tools, one_of, optional, parameters, row, star, tag, text, triggered
 from plugins.parsers.tagged import TaggedParser
 
 
@@ -55,13 +55,11 @@ def _strict_call(tool: Mapping[str, Any]) -> Format:
     found = parameters(tool)
     head = text(f"{tool['function']['name']}>\n")
     if found is None:
-        return row(
-            head, {"type": "star", "content": row(tag("<parameter=", {"type": "any_text"}, "</parameter>"), text("\n"))}
-        )
+        return row(head, star(row(tag("<parameter=", {"type": "any_text"}, "</parameter>"), text("\n"))))
     elements = [head]
     for key, value, required in found:
         # the parser takes the newlines beside a value for the tags'
         ends = "</parameter>" if value["type"] == "any_text" else "\n</parameter>"
         element = row(tag(f"<parameter={key}>\n", value, ends), text("\n"))
-        elements.append(element if required else {"type": "optional", "content": element})
+        elements.append(element if required else optional(element))
     return row(*elements)

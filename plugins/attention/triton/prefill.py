@@ -214,12 +214,12 @@ def prefill_attention(
     keys, values: the cache, [num_blocks, block_size, num_kv_heads, head_dim], if `paged`, else the activations
     [T, num_kv_heads, head_dim] of requests without earlier context. Only rows that the tiles name are written.
     """
-    if tiles.shape[0] == 0:
-        return
     dim = spec.head_dim
     for name, t in (("query", query), ("out", out)) + (() if paged else (("key", keys), ("value", values))):
         if t.stride(2) != 1 or t.stride(1) != dim:
             raise ValueError(f"the heads of {name} must lie together; its strides are {t.stride()}")
+    if tiles.shape[0] == 0:
+        return
     config = config or choose_config(query, paged)
     block_d = max(16, next_power_of_2(dim))  # what a matrix instruction takes at least
     item = keys.element_size()
