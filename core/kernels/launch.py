@@ -2,7 +2,9 @@
 
 With PDL a kernel's blocks start while the kernel before still drains, and wait (gdc_wait) before they touch what it
 wrote. Every kernel of ours launched so calls gdc_wait in every block, also in those with nothing to do: a kernel that
-skipped it could end before its predecessor, and the one behind would read too early.
+skipped it could end before its predecessor, and the one behind would read too early. Before the wait a kernel may read
+weights, and what the step's preparation wrote (positions, slots, lengths, block tables): the lookup of the embeddings,
+launched plainly, ends before any of them starts.
 """
 
 from __future__ import annotations

@@ -33,11 +33,12 @@ def _rope_and_cache_kernel(
     total = num_heads + 2 * num_kv_heads
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
     position = tl.load(positions_ptr + token)
     slot = tl.load(slots_ptr + token).to(tl.int64)
     cos = tl.load(cos_sin_ptr + position * ROTARY + i, mask=i < HALF, other=0.0).to(tl.float32)[None, :]
     sin = tl.load(cos_sin_ptr + position * ROTARY + HALF + i, mask=i < HALF, other=0.0).to(tl.float32)[None, :]
+    if PDL:
+        gdc_wait()
     # [HEADS, BLOCK_HALF]
     inside = (h < total)[:, None] & (i < HALF)[None, :]
     source = qkv_ptr + token * stride_token + h[:, None] * DIM + i[None, :]
@@ -108,8 +109,9 @@ def _write_cache_kernel(
     i = tl.arange(0, BLOCK)
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
     slot = tl.load(slots_ptr + token).to(tl.int64)
+    if PDL:
+        gdc_wait()
     inside = tl.where(i < SIZE, slot, -1) >= 0
     k = tl.load(key_ptr + token * stride_key + i, mask=inside, other=0.0)
     v = tl.load(value_ptr + token * stride_value + i, mask=inside, other=0.0)

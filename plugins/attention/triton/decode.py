@@ -20,12 +20,15 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from core.interfaces.attention import AttentionSpec
 from core.kernels.launch import has_pdl, launch, next_power_of_2, num_multiprocessors, options
+from core.kernels.skinny_linear import prefetch
 from core.kernels.workspace import workspace
 from plugins.attention.triton.shared_prefix import choose_prefix_splits, prefix_attention, prefix_range, prefix_tile
 
 NEG = tl.constexpr(-1.0e30)
 PIECES = tl.constexpr(8)
 """Of a request's results that are read at a time."""
+AHEAD = tl.constexpr(2)
+"""Tiles of keys that a program brings to the L2 cache while the kernel before ends."""
 REQUESTS = (256, 1024, 4096)
 """Batches up to these sizes have a compiled kernel each, for it adds up the lengths of all requests; larger ones have one for
 every power of two."""
@@ -87,7 +90,6 @@ def _decode_kernel(
     head, program = tl.program_id(0), tl.program_id(1)
     if PDL:
         gdc_launch_dependents()
-        gdc_wait()
     common = 0
     if SHARED > 0:
         common = tl.load(common_ptr)
@@ -98,12 +100,26 @@ def _decode_kernel(
     used = tl.minimum(tl.num_programs(1), total_tiles)
     per = total_tiles // used
     extra = total_tiles - per * used
+    tile = program * per + tl.minimum(program, extra)
+    stop = tile + per + (program < extra).to(tl.int32)
+    before = ends <= tile
+    request = tl.sum(before.to(tl.int32), 0).to(tl.int64)
+    begin = tl.max(tl.where(before, ends, 0), 0)
+    if PDL:
+        if program < used:
+            # all but the newest key were there before the step: bring the first ones to the L2 cache
+            length = tl.load(lengths_ptr + request)
+            start = _first_key(length, common, WINDOW) + (tile - begin) * KEYS
+            key_at = start + tl.arange(0, AHEAD * KEYS)
+            seen = key_at < tl.minimum(length, start + (stop - tile) * KEYS)
+            block = tl.load(table_ptr + request * stride_table + key_at // BLOCK_SIZE, mask=seen, other=0)
+            place = block.to(tl.int64) * stride_block + (key_at % BLOCK_SIZE) * stride_slot + head * DIM
+            LINE: tl.constexpr = 1024 // keys_ptr.dtype.element_ty.primitive_bitwidth
+            line = tl.minimum(tl.arange(0, (BLOCK_D + LINE - 1) // LINE) * LINE, DIM - 1)
+            prefetch(keys_ptr + place[:, None] + line[None, :])
+            prefetch(values_ptr + place[:, None] + line[None, :])
+        gdc_wait()
     if program < used:
-        tile = program * per + tl.minimum(program, extra)
-        stop = tile + per + (program < extra).to(tl.int32)
-        before = ends <= tile
-        request = tl.sum(before.to(tl.int32), 0).to(tl.int64)
-        begin = tl.max(tl.where(before, ends, 0), 0)
         r = tl.arange(0, ROWS)
         d = tl.arange(0, BLOCK_D)
         n = tl.arange(0, KEYS)
