@@ -49,7 +49,10 @@ class OutputParser(Protocol):
 
     A tool parser's class may have `strict_format(tools) -> dict`, a static method: the format of a structural tag in which
     text is free until a call opens, and a call is one of these tools', with arguments that follow its `parameters`. It is
-    what serves `strict: true`; without it such tools are refused where the model may choose.
+    what serves `strict: true`; without it such tools are refused where the model may choose. `strict_from_start = True`: the
+    format is that of an output which begins a message, so it is not used to continue one. A reasoning parser's class may have
+    `strict_around(format, opened_by) -> dict`: the same behind its reasoning, for a model that marks it by special tokens, which
+    free text does not hold; opened_by: the marker that ends the prompt, or "".
     """
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None: ...

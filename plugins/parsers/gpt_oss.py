@@ -12,9 +12,11 @@ import re
 from typing import ClassVar
 
 from plugins.parsers.markers import MAX_NAME, MarkerParser, Read
+from plugins.parsers.strict import Format, Tools, cannot, functions, one_of, optional, row, tag, text, triggered
 
-START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
-ENDS = ("<|end|>", "<|return|>", "<|call|>")
+START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
+END, CALL = "<|end|>", "<|call|>"
+ENDS = (END, "<|return|>", CALL)
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=([\w.:/-]+)")
 
@@ -22,9 +24,17 @@ _RECIPIENT = re.compile(r"\bto=([\w.:/-]+)")
 class GptOssParser(MarkerParser):
     calls_as_text: ClassVar[bool] = False
     """Leave calls as they stand, for a parser of tool calls that comes after."""
+    strict_from_start: ClassVar[bool] = True
+    """What strict_format says begins where a message does, not within its text."""
 
     def run(self) -> Read:
+        # the prompt ends with <|start|>assistant, so that the output may begin within a header
+        self.hold()
+        yield from self.spaces()
         marker = ""
+        if (yield from self.literal("to=")):
+            marker = yield from self._message("".join(self._held or ()))
+        self.release()
         while True:
             if marker not in (START, CHANNEL):
                 marker = yield from self.until((START, CHANNEL, MESSAGE, *ENDS), self.text)
@@ -34,7 +44,7 @@ class GptOssParser(MarkerParser):
                 marker = yield from self._message(marker)
 
     def _message(self, opening: str) -> Read:
-        """Read a message after its first marker. -> the marker after it, or None at the end."""
+        """Read a message after its first marker, or what stood in its place. -> the marker after it, or None at the end."""
         self._held = [opening]
         pieces = [opening]
         stop = yield from self.until((MESSAGE, START, *ENDS), pieces.append)
@@ -67,7 +77,7 @@ class GptOssParser(MarkerParser):
     def _call(self, name: str) -> Read:
         """Read the arguments. False: there are none, and what was read is still held or told."""
         yield from self.spaces()
-        if (yield from self.literal("<|call|>")):
+        if (yield from self.literal(CALL)):
             self.call(name, "{}")
             return True
         if (yield from self.peek()) != "{":
@@ -75,8 +85,26 @@ class GptOssParser(MarkerParser):
         self.begin(name)
         if not (yield from self.arguments_object()):
             return False
-        yield from self.closing("<|call|>")
+        yield from self.closing(CALL)
         return True
+
+    @staticmethod
+    def strict_format(tools: Tools) -> Format:
+        """Whole messages, whose text is free unless a header addresses them to a function."""
+        channels = one_of([text("commentary"), text("analysis")])
+        json = row(text(CONSTRAIN), text("json"))
+        hint = optional(one_of([row(text(" "), json), json, text(" json")]))
+        # what may follow a channel, and what may begin instead of one: beginnings stand once, since a lexer takes the longest
+        behind, before = [text(MESSAGE)], []
+        for name, arguments in functions(tools):
+            if not _RECIPIENT.fullmatch(f"to={name}") or len(name) > MAX_NAME:
+                raise cannot(name, "a name that a header cannot hold")
+            to, said = text(f" to=functions.{name}"), row(hint, text(MESSAGE), arguments, optional(text(CALL)))
+            behind.append(row(to, said))
+            before.append(row(to, text(CHANNEL), channels, said))
+        final = row(text("final"), text(MESSAGE))
+        message = one_of([row(text(CHANNEL), one_of([final, row(channels, one_of(behind))])), *before])
+        return row(message, triggered([END], [tag(END, row(text(START), text("assistant"), message), "")]))
 
 
 class GptOssReasoning(GptOssParser):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from plugins.parsers.markers import MarkerParser, Read
+from plugins.parsers.strict import ANY_TEXT, Format, one_of, optional, row, text
 
 
 class ReasoningParser(MarkerParser):
@@ -25,6 +26,14 @@ class ReasoningParser(MarkerParser):
             self.hold()
             yield from self.spaces()
             self.drop()
+
+    @classmethod
+    def strict_around(cls, content: Format, opened_by: str) -> Format:
+        """Reasoning in free text between its markers, then `content`. opened_by: the marker that ends the prompt, if one does."""
+        pairs = list(zip(cls.opens, cls.closes, strict=True))
+        if opened_by or cls.begins_inside:
+            return row(ANY_TEXT, text(dict(pairs).get(opened_by, cls.closes[0])), content)
+        return row(optional(one_of([row(text(o), ANY_TEXT, text(c)) for o, c in pairs])), content)
 
 
 class Qwen3Reasoning(ReasoningParser):

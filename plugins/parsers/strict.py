@@ -14,6 +14,7 @@ from core.errors import RequestError
 
 Format = dict[str, Any]
 Tools = Sequence[Mapping[str, Any]]
+ANY_TEXT: Format = {"type": "any_text"}
 
 
 def functions(tools: Tools) -> Iterator[tuple[str, Format]]:
@@ -107,7 +108,7 @@ def parameters(tool: Mapping[str, Any]) -> Iterator[tuple[str, Format, bool]] | 
 def _value(function: str, key: str, schema: Any, shared: Format) -> Format:
     if isinstance(schema, dict) and schema.get("type") == "string":
         if set(schema) <= _PLAIN:
-            return {"type": "any_text"}
+            return ANY_TEXT
         choices = schema.get("enum", [schema.get("const")])
         if set(schema) <= {*_PLAIN, "enum", "const"} and all(isinstance(c, str) and c for c in choices):
             return one_of([text(c) for c in choices])

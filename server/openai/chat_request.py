@@ -114,19 +114,32 @@ def allowed_tools(body: ChatCompletionRequest, tools: list[dict[str, Any]]) -> l
     return [t for t in tools if t["function"]["name"] in wanted]
 
 
-def strict_constraint(parsers: Parsers, tools: list[dict[str, Any]]) -> GuidedDecodingParams:
+def strict_constraint(
+    parsers: Parsers, tools: list[dict[str, Any]], opened_by: str, *, continuing: bool
+) -> GuidedDecodingParams:
     """Free text until a call opens; then arguments that follow the schema of a strict tool, or any object of another's.
 
+    opened_by: the marker that ends the prompt if it opens the reasoning; continuing: the prompt ends within a message.
     Raises ApiError for a format of calls that cannot be held to a schema.
     """
     at = next(i for i, t in enumerate(tools) if t["function"].get("strict"))
     parser, thinks = parsers.tools, parsers.reasoning
     strict_format = getattr(parser.factory, "strict_format", None) if parser else None
-    if strict_format is None or (thinks and thinks.name in parsers.show_special):
-        who = f"tool_call_parser {parser.name!r}" if parser and strict_format is None else "this model's reasoning"
+    around: Any = None
+    problem = ""
+    if parser is None or strict_format is None:
+        problem = f"tool_call_parser {parser.name if parser else 'none'!r}, whose format cannot be held to a schema"
+    elif continuing and getattr(parser.factory, "strict_from_start", False):
+        problem = f"continue_final_message in the format {parser.name!r}, which is held from a message's start only"
+    elif thinks and thinks.name in parsers.show_special and thinks.name != parser.name:
+        # free text holds no special tokens, so those of the reasoning must be said
+        around = getattr(thinks.factory, "strict_around", None)
+        if around is None:
+            problem = f"reasoning_parser {thinks.name!r}, whose special tokens free text cannot hold"
+    if problem or strict_format is None:
         raise ApiError(
-            f"tools[{at}].function.strict is not supported with tool_choice 'auto' and {who}, whose format cannot be held "
-            "to a schema; send tool_choice 'required' or a function, or leave strict out",
+            f"tools[{at}].function.strict is not supported with tool_choice 'auto' and {problem}; send tool_choice "
+            "'required' or a function, or leave strict out",
             param=f"tools[{at}].function.strict",
             code="unsupported_parameter",
         )
@@ -134,7 +147,8 @@ def strict_constraint(parsers: Parsers, tools: list[dict[str, Any]]) -> GuidedDe
         t if t["function"].get("strict") else {"function": {**t["function"], "parameters": {"type": "object"}}}
         for t in tools
     ]
-    return GuidedDecodingParams(structural_tag={"format": strict_format(held)})
+    content = strict_format(held)
+    return GuidedDecodingParams(structural_tag={"format": around(content, opened_by) if around else content})
 
 
 async def understand(
@@ -168,10 +182,6 @@ async def understand(
         why = "no --tool-call-parser fits this model" if options.enable_auto_tool_choice else "it is off here"
         raise invalid("tool_choice", f"tool_choice 'auto' cannot be served: {why}; send 'required' or 'none'")
 
-    free_until_call = mode == "auto" and constraint is None and any(t["function"].get("strict") for t in tools)
-    if free_until_call:
-        constraint = strict_constraint(parsers, tools)
-
     continuing = bool(body.continue_final_message)
     generation_prompt = not continuing if body.add_generation_prompt is None else body.add_generation_prompt
     variables = dict(body.chat_template_kwargs or {})
@@ -197,11 +207,13 @@ async def understand(
     tokenize = state.encode_all if counting else state.encode_prompts
     (prompt,) = await tokenize([text], add_special_tokens=bool(body.add_special_tokens))
 
-    # any other constraint holds from the first token, so there is no reasoning to take out
-    reasoning = parsers.reasoning if constraint is None or free_until_call else None
+    # a constraint holds from the first token, so there is no reasoning to take out; a strict tool's, when a call opens
+    reasoning = parsers.reasoning if constraint is None else None
     tool_parser = parsers.tools if mode == "auto" else None
     tail = text.rstrip()
     opened_by = next((m for m in reasoning.markers[:1] if tail.endswith(m)), "") if reasoning else ""
+    if mode == "auto" and constraint is None and any(t["function"].get("strict") for t in tools):
+        constraint = strict_constraint(parsers, tools, opened_by, continuing=continuing)
     if any(p and p.name in parsers.show_special for p in (reasoning, tool_parser)):
         body.skip_special_tokens = False
     echo = ""

@@ -8,13 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from core.errors import RequestError
+from core.interfaces.guided import Vocabulary
 from core.interfaces.parser import Text, ToolCallArguments, ToolCallBegin
 from core.registry import Entry, load_target
 from core.sampling_params import GuidedDecodingParams
+from core.text.token_bytes import token_bytes
 from plugins import parsers
+from plugins.guided.llguidance import LLGuidanceBackend
+from plugins.parsers.gpt_oss import GptOssReasoning
+from plugins.parsers.reasoning import MagistralReasoning
 
 PAGE = Path(__file__).parents[2] / "docs" / "make_guided.py"
 spec = importlib.util.spec_from_file_location("make_guided_for_strict", PAGE)
@@ -138,8 +145,8 @@ def read(name: str, text: str) -> tuple[str, list[tuple[str, Any]]]:
 
 
 def test_which_formats_can_be_strict():
-    assert {n for n, e in ENTRIES.items() if hasattr(load_target(e), "strict_format")} == {*WRITTEN, *TAGGED}
-    assert set(ENTRIES) - {*WRITTEN, *TAGGED} == {"gpt_oss"}
+    assert {n for n, e in ENTRIES.items() if hasattr(load_target(e), "strict_format")} == set(ENTRIES)
+    assert set(ENTRIES) == {*WRITTEN, *TAGGED, "gpt_oss"}
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -160,6 +167,125 @@ def test_calls_that_fit_are_taken_and_read_and_others_are_not(backend, name):
                 if (name, *calls) == ("pythonic", ("then", "{}")):
                     continue  # no marker says that this is a call: it is text
                 assert not make_guided.takes(made, write(calls)), write(calls)
+
+
+# ---- whole messages with headers
+
+ANALYSIS = "<|channel|>analysis<|message|>1 < 2, to=functions.weather {"
+SAID = "<|channel|>commentary<|message|>On it.\n"
+NEXT = "<|end|><|start|>assistant"
+HARMONY: list[Callable[[str, str], str]] = [
+    lambda n, a: f"<|channel|>commentary to=functions.{n} <|constrain|>json<|message|>{a}<|call|>",
+    lambda n, a: f"<|channel|>commentary to=functions.{n}<|message|>{a}",
+    lambda n, a: f"<|channel|>analysis to=functions.{n} json<|message|>{a}",
+    lambda n, a: f" to=functions.{n}<|channel|>commentary <|constrain|>json<|message|>{a}<|call|>",
+    lambda n, a: f" to=functions.{n}<|channel|>commentary json<|message|>{a}<|call|>",
+]
+
+
+def harmony_cases() -> list[tuple[str, str, list[tuple[str, Any]] | None]]:
+    """(output, content, calls); calls None: it is not taken"""
+    cases: list[tuple[str, str, list[tuple[str, Any]] | None]] = [
+        ("<|channel|>final<|message|>Hi <b> {.", "Hi <b> {.", []),
+        (f"{ANALYSIS}{NEXT}<|channel|>final<|message|>Hi.", "Hi.", []),
+        (f"{ANALYSIS}{NEXT}{SAID}{NEXT}<|channel|>final<|message|>", "On it.", []),
+        (ANALYSIS, "", []),
+        ("Hi.", "", None),
+        ("<|channel|>oops<|message|>a", "", None),
+        ("<|channel|>final", "", None),
+        ("<|channel|>commentary to=python<|message|>{}", "", None),
+        ("<|channel|>final to=functions.now<|message|>{}", "", None),
+    ]
+    for write in HARMONY:
+        for before, content in (("", ""), (ANALYSIS + NEXT, ""), (ANALYSIS + NEXT + SAID + NEXT, "On it.")):
+            cases += [(before + write(n, a), content, [(n, json.loads(a))]) for n, a in GOOD]
+            cases += [(before + write(n, a), "", None) for n, a in BAD]
+            cases.append((before + write("now", ""), "", None))
+    return cases
+
+
+def read_harmony(text: str) -> tuple[str, list[tuple[str, Any]]]:
+    """As the server does: reasoning is taken out first."""
+    thinks = GptOssReasoning(TOOLS)
+    events = [*thinks.feed(text), *thinks.finish()]
+    return read("gpt_oss", "".join(e.text for e in events if isinstance(e, Text)))
+
+
+def test_headers_name_known_functions_and_arguments_follow(backend):
+    made = grammar(backend, "gpt_oss")
+    for text, content, calls in harmony_cases():
+        assert make_guided.takes(made, text) is (calls is not None), text
+        if calls is not None:
+            assert read_harmony(text) == (content, calls), text
+    with pytest.raises(RequestError, match="'say it' has a name that a header cannot hold"):
+        load_target(ENTRIES["gpt_oss"]).strict_format([{"function": {"name": "say it"}}])
+
+
+SPECIAL = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
+
+
+@pytest.fixture(scope="module")
+def special(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tokenizer whose markers are special tokens, as these models have them, and the backend for it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=[*SPECIAL, "[THINK]", "[/THINK]", "[TOOL_CALLS]", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["commentary to=functions.weather json", "analysis final assistant"] * 20, trainer)
+    file = tmp_path_factory.mktemp("special") / "tokenizer.json"
+    tokenizer.save(str(file))
+    size = tokenizer.get_vocab_size()
+    ids = [tokenizer.token_to_id(t) for t in ("<|return|>", "<|call|>", "</s>")]
+    vocabulary = Vocabulary(token_bytes(tokenizer, frozenset(range(11)), size), tuple(ids), size, str(file))
+    return tokenizer, ids, LLGuidanceBackend(vocabulary)
+
+
+def takes_tokens(special: Any, made: Any, text: str) -> bool:
+    """Is this the whole output? The sequence's end is accepted behind it."""
+    tokenizer, ends, _ = special
+    matcher = made.matcher()
+    mask = np.zeros((tokenizer.get_vocab_size() + 31) // 32, np.int32)
+    for token in tokenizer.encode(text).ids:
+        if token in ends:
+            break
+        matcher.fill(mask)
+        taken = matcher.accept(token)
+        assert bool(mask[token // 32] >> (token % 32) & 1) is taken  # what the mask says is what is taken
+        if not taken:
+            return False
+    return bool(matcher.accept(ends[0]))
+
+
+def test_headers_of_special_tokens(special):
+    made = grammar(special[2], "gpt_oss")
+    for text, _, calls in harmony_cases():
+        assert takes_tokens(special, made, text) is (calls is not None), text
+    assert not takes_tokens(special, made, "<|channel|>final<|message|>a<|channel|>final<|message|>b")
+
+
+def test_reasoning_between_special_tokens_comes_before_calls(special):
+    mistral = load_target(ENTRIES["mistral"])
+    call = WRITTEN["mistral"][0]
+    thought = "[THINK]Hm, 1 < 2.[/THINK]"
+
+    def made(opened_by: str) -> Any:
+        tree = MagistralReasoning.strict_around(mistral.strict_format(TOOLS), opened_by)
+        return special[2].compile(GuidedDecodingParams(structural_tag={"format": tree}))
+
+    opens, opened = made(""), made("[THINK]")
+    for text in ("", "Yes.", call([GOOD[0]]), "Yes. " + call(GOOD)):
+        assert takes_tokens(special, opens, text) and takes_tokens(special, opens, thought + text)
+        assert takes_tokens(special, opened, thought.removeprefix("[THINK]") + text)
+    for bad in BAD:
+        assert not takes_tokens(special, opens, call([bad]))
+        assert not takes_tokens(special, opens, thought + call([bad]))
+        assert not takes_tokens(special, opened, thought.removeprefix("[THINK]") + call([bad]))
+    assert not takes_tokens(special, opened, "still thinking")
 
 
 # ---- arguments as tagged text

@@ -31,6 +31,12 @@ CASES = [
         "a",
         '<|start|>assistant to=functions.f<|channel|>commentary<|message|>{"x": 1}<|call|>',
     ),
+    (
+        "GptOssReasoning",
+        ' to=functions.f<|channel|>commentary<|message|>{"x": 1}<|call|>',
+        "",
+        ' to=functions.f<|channel|>commentary<|message|>{"x": 1}<|call|>',
+    ),
     ("GraniteReasoning", "Here is my answer", "", "Here is my answer"),
 ]
 

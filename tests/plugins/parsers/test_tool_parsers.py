@@ -187,6 +187,9 @@ CASES: list[tuple[str, str, str, list[Call]]] = [
     ),
     ("gpt_oss", "<|channel|>final<|message|>plain 日本語 < <| text<|return|>", "plain 日本語 < <| text", []),
     ("gpt_oss", "no <|header|> at all", "no <|header|> at all", []),
+    ("gpt_oss", f" to=functions.weather<|channel|>commentary json<|message|>{PARIS}<|call|>", "", [("weather", PARIS)]),
+    ("gpt_oss", "to=functions.weather<|channel|>commentary", "to=functions.weather<|channel|>commentary", []),
+    ("gpt_oss", "  to be <|end|> or not", "  to be  or not", []),
     ("gpt_oss", "<|channel|>commentary to=functions.now<|message|><|call|>", "", [NOW]),
     (
         "gpt_oss",
