@@ -14,7 +14,7 @@ import functools
 import operator
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -74,14 +74,23 @@ class _Compilation:
             self._seen.add(key)
             self._kernels.append(kernel.warmup(*args, grid=grid, **keywords))
 
-    def load(self, pool: ThreadPoolExecutor) -> None:
-        """Build the launchers of all kernels (a C compiler each, when they are not on disk) and load their code."""
+    def load(self) -> None:
+        """What the pool has not loaded already."""
+        for kernel in self._kernels:
+            _loaded(kernel.result() if hasattr(kernel, "result") else kernel)
 
-        def load(kernel: Any) -> None:
-            compiled = kernel.result() if hasattr(kernel, "result") else kernel
-            getattr(compiled, "_init_handles", lambda: None)()
 
-        list(pool.map(load, self._kernels))
+def _loaded(kernel: Any) -> Any:
+    """With its launcher built (by a C compiler, when it is not on disk) and its code on the device."""
+    getattr(kernel, "_init_handles", lambda: None)()
+    return kernel
+
+
+class _CompileAndLoad(ThreadPoolExecutor):
+    """What Triton submits to it compiles a kernel."""
+
+    def submit(self, compile_kernel: Any, /, *args: Any, **keywords: Any) -> Future[Any]:
+        return super().submit(lambda: _loaded(compile_kernel(*args, **keywords)))
 
 
 def _likeness(value: Any) -> Any:
@@ -225,11 +234,11 @@ def compiling() -> Iterator[None]:
         mode: Any = contextlib.nullcontext
     else:
         mode = AsyncCompileMode
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with _CompileAndLoad(min(16, os.cpu_count() or 1)) as pool:
         _compilation = work = _Compilation()
         try:
             with mode(pool):
                 yield
         finally:
             _compilation = None
-        work.load(pool)
+        work.load()

@@ -147,7 +147,8 @@ class ModelRunner:
                     shared_prefixes,
                     free_tokens,
                 )
-            jobs = self._eager_steps(max_tokens) + ([] if graphs is None else graphs.compilations())
+            # the graphs' first: their kernels take the longest, and no library has to be loaded before the first is found
+            jobs = ([] if graphs is None else graphs.compilations()) + self._eager_steps(max_tokens)
             with compiling():
                 for job in jobs:
                     job()
@@ -196,10 +197,10 @@ class ModelRunner:
             for count in decode_sizes(self.batch.token_ids.shape[0]):
                 self.model.logits(hidden.expand(count, -1))
 
-        jobs: list[Callable[[], object]] = [lambda s=s: step(*s) for s in sorted(sizes, reverse=True)]  # type: ignore[misc]
-        jobs.append(head)
-        jobs += [lambda w=w: choose(*w) for w in ((True, False), (False, False), (True, True), (False, True))]  # type: ignore[misc]
-        return jobs
+        ways = ((True, False), (True, True), (False, False), (False, True))
+        jobs: list[Callable[[], object]] = [lambda w=w: choose(*w) for w in ways]  # type: ignore[misc]
+        jobs += [lambda s=s: step(*s) for s in sorted(sizes, reverse=True)]  # type: ignore[misc]
+        return [*jobs, head]
 
     def launch(self, plan: StepPlan) -> None:
         """Queue the forward pass of a plan."""

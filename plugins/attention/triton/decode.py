@@ -71,11 +71,11 @@ def _whose(tile, per, extra):
     return tl.where(tile < long, tile // (per + 1), extra + (tile - long) // per)
 
 
-@triton.jit(do_not_specialize=["num_requests"])
+@triton.jit(do_not_specialize=["num_requests", "num_splits"])
 def _decode_kernel(
     q_ptr, keys_ptr, values_ptr, table_ptr, lengths_ptr, common_ptr, out_ptr, part_ptr, lse_ptr, count_ptr,
     shared_ptr, shared_lse_ptr, slopes_ptr,
-    stride_q, stride_table, stride_block, stride_slot, qk_scale, soft_cap, num_requests,
+    stride_q, stride_table, stride_block, stride_slot, qk_scale, soft_cap, num_requests, num_splits,
     REQUESTS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, KEYS: tl.constexpr, BLOCK_SIZE: tl.constexpr, WINDOW: tl.constexpr,
     CAP: tl.constexpr, ALIBI: tl.constexpr, STAGES: tl.constexpr, SHARED: tl.constexpr, PREFIX_TILE: tl.constexpr,
@@ -91,7 +91,7 @@ def _decode_kernel(
     if PDL:
         gdc_launch_dependents()
     common = 0
-    if SHARED > 0:
+    if SHARED:
         common = tl.load(common_ptr)
     i = tl.arange(0, REQUESTS)
     lengths = tl.load(lengths_ptr + i, mask=i < num_requests, other=0)
@@ -164,11 +164,11 @@ def _decode_kernel(
                 acc = tl.dot(p.to(v.dtype), v, acc * scale[:, None], input_precision=PRECISION)
                 m = m_new
             out_row = (request * HEADS + head) * GROUP + r
-            if SHARED > 0:
-                _, used_splits = prefix_range(common, SHARED, PREFIX_TILE)
+            if SHARED:
+                _, used_splits = prefix_range(common, num_splits, PREFIX_TILE)
                 # once for a request: with its beginning
                 for s in tl.range(0, tl.where((tile == begin) & (length > 0), used_splits, 0), num_stages=2):
-                    row = out_row * SHARED + s
+                    row = out_row * num_splits + s
                     lse = tl.load(shared_lse_ptr + row, mask=r < GROUP, other=NEG)
                     part = tl.load(shared_ptr + row[:, None] * DIM + d[None, :], mask=mine, other=0.0)
                     m_new = tl.maximum(m, lse)
@@ -319,12 +319,12 @@ def decode_attention(
         query, keys, values, block_table, seq_lens, seq_lens if common is None else common, out,
         floats, floats[places * dim :], counts, shared_part, shared_lse, seq_lens if slopes is None else slopes,
         query.stride(0), block_table.stride(0), keys.stride(0), keys.stride(1),
-        scale, spec.soft_cap or 1.0, num_requests,
+        scale, spec.soft_cap or 1.0, num_requests, shared,
         REQUESTS=next((n for n in REQUESTS if num_requests <= n), next_power_of_2(num_requests)), GROUP=group,
         ROWS=max(16, next_power_of_2(group)), HEADS=heads, DIM=dim,
         BLOCK_D=max(16, next_power_of_2(dim)),  # what a matrix instruction takes at least
         KEYS=config.keys, BLOCK_SIZE=keys.shape[1], WINDOW=window, CAP=cap,
-        ALIBI=slopes is not None, STAGES=config.stages, SHARED=shared, PREFIX_TILE=prefix_tile(query),
+        ALIBI=slopes is not None, STAGES=config.stages, SHARED=shared > 0, PREFIX_TILE=prefix_tile(query),
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", PDL=pdl,
         **options(pdl, num_warps=config.warps),
     )  # fmt: skip

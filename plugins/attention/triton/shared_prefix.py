@@ -20,18 +20,18 @@ MAX_SPLITS = 8
 
 
 @triton.jit
-def prefix_range(common, NUM: tl.constexpr, TILE: tl.constexpr):
+def prefix_range(common, num, TILE: tl.constexpr):
     """Shared keys in a split (whole tiles), splits that have any. decode.py must agree with it."""
-    per = tl.maximum(tl.cdiv(tl.cdiv(common, NUM), TILE) * TILE, TILE)
+    per = tl.maximum(tl.cdiv(tl.cdiv(common, num), TILE) * TILE, TILE)
     return per, tl.cdiv(common, per)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num"])
 def _prefix_kernel(
     q_ptr, keys_ptr, values_ptr, table_ptr, common_ptr, part_ptr, lse_ptr, stride_q, stride_block, stride_slot,
-    qk_scale, soft_cap, num_rows,
+    qk_scale, soft_cap, num_rows, num,
     GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, NUM: tl.constexpr, CAP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, CAP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: one key head, ROWS (request, query head) pairs, one split of the shared keys."""
@@ -41,7 +41,7 @@ def _prefix_kernel(
         gdc_launch_dependents()
         gdc_wait()
     common = tl.load(common_ptr)
-    per, used = prefix_range(common, NUM, TILE)
+    per, used = prefix_range(common, num, TILE)
     if split < used:
         start = split * per
         end = tl.minimum(common, start + per)
@@ -80,7 +80,7 @@ def _prefix_kernel(
             acc = tl.dot(p.to(v.dtype), v, acc * scale[:, None], input_precision=PRECISION)
             m = m_new
         acc = acc / total[:, None]
-        row = ((request * num_kv_heads + head) * GROUP + r % GROUP) * NUM + split
+        row = ((request * num_kv_heads + head) * GROUP + r % GROUP) * num + split
         tl.store(part_ptr + row[:, None] * DIM + d[None, :], acc, mask=mine)
         tl.store(lse_ptr + row, m + tl.log2(total), mask=r < num_rows)
 
@@ -123,9 +123,9 @@ def prefix_attention(
     launch(
         _prefix_kernel, (spec.num_kv_heads, cdiv(rows, tile), num),
         query, keys, values, block_table, common, part, lse, query.stride(0), keys.stride(0), keys.stride(1),
-        qk_scale, spec.soft_cap or 1.0, rows,
+        qk_scale, spec.soft_cap or 1.0, rows, num,
         GROUP=group, ROWS=tile, DIM=dim, BLOCK_D=max(16, next_power_of_2(dim)),
-        TILE=prefix_tile(query), BLOCK_SIZE=keys.shape[1], NUM=num, CAP=cap, STAGES=2,
+        TILE=prefix_tile(query), BLOCK_SIZE=keys.shape[1], CAP=cap, STAGES=2,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", PDL=pdl,
         **options(pdl, num_warps=8 if tile == 128 else 4),
     )  # fmt: skip
