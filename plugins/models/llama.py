@@ -50,16 +50,11 @@ class LlamaAttention(nn.Module):
             self.k_norm = RMSNorm(dim, eps, context.dtype, context.device)
 
     def forward(
-        self,
-        hidden: torch.Tensor,
-        residual: torch.Tensor,
-        rotation: Rotation,
-        batch: ForwardBatch,
-        wanted: torch.Tensor | None,
-    ) -> torch.Tensor | None:
-        """wanted: only these tokens' outputs; the residual has only theirs. None: the output is in the residual."""
+        self, hidden: torch.Tensor, rotation: Rotation, batch: ForwardBatch, wanted: torch.Tensor | None
+    ) -> torch.Tensor:
+        """wanted: only these tokens' outputs."""
         out = self.attend(hidden, rotation, batch).flatten(1)
-        return self.o_proj.onto(out if wanted is None else out.index_select(0, wanted), residual)
+        return self.o_proj(out if wanted is None else out.index_select(0, wanted))
 
     def attend(self, hidden: torch.Tensor, rotation: Rotation, batch: ForwardBatch) -> torch.Tensor:
         """-> [num_tokens, num_heads, head_dim]"""
@@ -95,12 +90,11 @@ class LlamaMLP(nn.Module):
         self.gate_up_proj = Linear(context, f"{name}.gate_up_proj", hidden, [inner, inner], bias)
         self.down_proj = Linear(context, f"{name}.down_proj", inner, [hidden], bias)
 
-    def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor | None:
-        """None: the output is in the residual."""
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         if dispatch.has_kernels(hidden):
-            return self.down_proj.onto(self.gate_up_proj.silu_and_mul(hidden), residual)
+            return self.down_proj(self.gate_up_proj.silu_and_mul(hidden))
         gate, up = self.gate_up_proj(hidden).chunk(2, -1)
-        return self.down_proj.onto(functional.silu(gate).mul_(up), residual)
+        return self.down_proj(functional.silu(gate).mul_(up))
 
 
 class LlamaLayer(nn.Module):
@@ -116,23 +110,21 @@ class LlamaLayer(nn.Module):
 
     def forward(
         self,
-        hidden: torch.Tensor | None,
+        hidden: torch.Tensor,
         residual: torch.Tensor | None,
         rotation: Rotation,
         batch: ForwardBatch,
         wanted: torch.Tensor | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """hidden: what is still to be added to the residual, if anything is; residual None: before the first layer."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if residual is None:
-            assert hidden is not None
-            normed, residual = self.input_layernorm(hidden), hidden
+            hidden, residual = self.input_layernorm(hidden), hidden
         else:
-            normed, residual = self.input_layernorm.add(hidden, residual)
+            hidden, residual = self.input_layernorm.add(hidden, residual)
+        hidden = self.self_attn(hidden, rotation, batch, wanted)
         if wanted is not None:
             residual = residual.index_select(0, wanted)
-        hidden = self.self_attn(normed, residual, rotation, batch, wanted)
-        normed, residual = self.post_attention_layernorm.add(hidden, residual)
-        return self.mlp(normed, residual), residual
+        hidden, residual = self.post_attention_layernorm.add(hidden, residual)
+        return self.mlp(hidden), residual
 
 
 class LlamaModel(nn.Module):
@@ -187,10 +179,10 @@ class LlamaForCausalLM(nn.Module):
         return [None] * int(config["num_hidden_layers"])
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        hidden: torch.Tensor | None = self.model.embed_tokens(batch.input_ids)
+        hidden = self.model.embed_tokens(batch.input_ids)
         rotation: Rotation = (self.rotary.cos_sin,)
         if not self.fused_rope:
-            rotation = self.rotary.at(batch.positions, self.model.embed_tokens.weight.dtype)
+            rotation = self.rotary.at(batch.positions, hidden.dtype)
         residual: torch.Tensor | None = None
         for layer in self.model.layers:
             # after the last layer's keys and values are written, nobody needs the tokens that are not asked for
