@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from core.errors import RequestError
 from core.interfaces.guided import UnsupportedConstraintError, Vocabulary
 from core.sampling_params import GuidedDecodingParams
 from plugins.guided.constraint import constraint_kind, read_schema, subschemas
+from plugins.guided.regex import escape
 from plugins.guided.structural_tag import schemas_of, structural_tag_grammar
 
 UNSUPPORTED_KEYWORDS = frozenset(
@@ -110,7 +110,7 @@ class LLGuidanceBackend:
                 return str(matcher.grammar_from_regex(constraint.regex))
             if constraint.choice is not None:
                 # one lexeme, far cheaper than as many alternatives in the grammar
-                return str(matcher.grammar_from_regex("|".join(_escape(c) for c in dict.fromkeys(constraint.choice))))
+                return str(matcher.grammar_from_regex("|".join(escape(c) for c in dict.fromkeys(constraint.choice))))
             if constraint.grammar is not None:
                 return str(self._library.grammar_from("grammar", constraint.grammar))
             return structural_tag_grammar(constraint.structural_tag, self._specials)
@@ -264,10 +264,6 @@ def _narrow_bounds(nodes: list[Any]) -> set[str]:
         if key.startswith("exclusive") and value == round(value)
         if any(0 < abs(value - other) < 1 for _, other in bounds)
     }
-
-
-def _escape(text: str) -> str:
-    return re.sub(r"[\\.+*?()|\[\]{}^$#&~/-]", lambda m: "\\" + m[0], text)
 
 
 def _without(schema: Any, keyword: str) -> Any:

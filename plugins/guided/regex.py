@@ -19,6 +19,11 @@ _PIECE = re.compile(
 )
 
 
+def escape(text: str) -> str:
+    """A regex of just this text. Rust's read escaped < and > as the beginning and end of a word, so no more is escaped than must be."""
+    return re.sub(r"[\\.+*?()|\[\]{}^$#&~/-]", lambda m: "\\" + m[0], text)
+
+
 def exact_regex(pattern: str) -> str | None:
     """The pattern for a library that matches whole texts and lets `.` match a newline; None if it holds what libraries
     read differently (look-around, flags, anchors inside, classes of letters, references)."""

@@ -14,7 +14,7 @@ from core.errors import RequestError
 from core.interfaces.guided import UnsupportedConstraintError
 from core.sampling_params import GuidedDecodingParams
 from plugins.guided.constraint import check_depth, read_schema
-from plugins.guided.regex import exact_regex
+from plugins.guided.regex import escape, exact_regex
 
 FORMATS: dict[str, tuple[set[str], set[str]]] = {
     # type -> keys that must be there, keys that may be
@@ -144,6 +144,9 @@ def _check(place: str, node: Any) -> None:
     for key in ("elements", "tags", "rules"):
         if key in node and not (isinstance(node[key], list) and node[key]):
             raise _wrong(f"{place}.{key} must be a list that is not empty")
+    excludes = node.get("excludes", [])
+    if not isinstance(excludes, list) or not all(isinstance(t, str) and t for t in excludes):
+        raise _wrong(f"{place}.excludes must be a list of strings that are not empty")
     for key in ("at_least_one", "stop_after_first", "loop", "any_order"):
         if not isinstance(node.get(key, False), bool):
             raise _wrong(f"{place}.{key} must be true or false")
@@ -196,6 +199,8 @@ class _Writer:
         kind = node["type"]
         if kind == "const_string":
             return self._rule(self._literal(node["value"]))
+        if kind == "any_text" and last and set(node) == {"type", "excludes"}:
+            return self._rule(self._text_without(node["excludes"]), terminal=True)
         if extra := sorted(set(node) & {"excludes", "exclude_tokens", "max_tokens", "max_chars", "style", "any_order"}):
             raise _unsupported(f"{kind} with {extra[0]!r}")
         if kind == "json_schema":
@@ -253,9 +258,11 @@ class _Writer:
         index = 0
         while index < len(elements):
             node, following = elements[index], elements[index + 1 : index + 2]
-            if node["type"] == "any_text" and set(node) == {"type"} and following:
+            if node["type"] == "any_text" and following:
                 after = following[0]
                 text = after.get("value") if after["type"] == "const_string" else after.get("begin")
+                if set(node) != {"type"} and node != {"type": "any_text", "excludes": [text]}:
+                    raise _unsupported("any_text with other limits than the string that ends it")
                 if not isinstance(text, str) or not text:
                     raise _unsupported("any_text before anything but a string or the end of its tag")
                 names.append(self._text_until([text]))
@@ -266,6 +273,11 @@ class _Writer:
             names.append(self._write(node, last=last and index + 1 == len(elements)))
             index += 1
         return self._rule(" ".join(names))
+
+    def _text_without(self, texts: list[str]) -> str:
+        """Free text in which none of these stands. It holds no special tokens anyway."""
+        found = "|".join(map(escape, (t for t in texts if t not in self._special)))
+        return f"/(.|\\n)*/ & ~/(.|\\n)*({_slashes(found)})(.|\\n)*/" if found else "FREE_TEXT"
 
     def _text_until(self, ends: list[str]) -> str:
         """Free text up to the first of the ends, and that."""

@@ -9,10 +9,11 @@ the library of the format needs a vocabulary that it downloads.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import ClassVar
 
 from plugins.parsers.markers import MAX_NAME, MarkerParser, Read
-from plugins.parsers.strict import Format, Tools, cannot, functions, one_of, optional, row, tag, text, triggered
+from plugins.parsers.strict import ANY_TEXT, Format, Tools, cannot, functions, one_of, optional, row, star, text
 
 START, CHANNEL, MESSAGE, CONSTRAIN = "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>"
 END, CALL = "<|end|>", "<|call|>"
@@ -90,21 +91,28 @@ class GptOssParser(MarkerParser):
 
     @staticmethod
     def strict_format(tools: Tools) -> Format:
-        """Whole messages, whose text is free unless a header addresses them to a function."""
+        """Whole messages: text is free, unless a header addresses them to a function; then they are its arguments."""
         channels = one_of([text("commentary"), text("analysis")])
         json = row(text(CONSTRAIN), text("json"))
         hint = optional(one_of([row(text(" "), json), json, text(" json")]))
-        # what may follow a channel, and what may begin instead of one: beginnings stand once, since a lexer takes the longest
-        behind, before = [text(MESSAGE)], []
-        for name, arguments in functions(tools):
+        said_freely = {**ANY_TEXT, "excludes": [END]}
+        called = list(functions(tools))
+        for name, _ in called:
             if not _RECIPIENT.fullmatch(f"to={name}") or len(name) > MAX_NAME:
                 raise cannot(name, "a name that a header cannot hold")
-            to, said = text(f" to=functions.{name}"), row(hint, text(MESSAGE), arguments, optional(text(CALL)))
-            behind.append(row(to, said))
-            before.append(row(to, text(CHANNEL), channels, said))
-        final = row(text("final"), text(MESSAGE))
-        message = one_of([row(text(CHANNEL), one_of([final, row(channels, one_of(behind))])), *before])
-        return row(message, triggered([END], [tag(END, row(text(START), text("assistant"), message), "")]))
+
+        def message(after_text: Sequence[Format], after_call: Format) -> Format:
+            # what is common to two beginnings stands once: a lexer takes the longest that fits
+            behind, before = [row(text(MESSAGE), said_freely, *after_text)], []
+            for name, arguments in called:
+                to, said = text(f" to=functions.{name}"), row(hint, text(MESSAGE), arguments, after_call)
+                behind.append(row(to, said))
+                before.append(row(to, text(CHANNEL), channels, said))
+            final = row(text("final"), text(MESSAGE), said_freely, *after_text)
+            return one_of([row(text(CHANNEL), one_of([final, row(channels, one_of(behind))])), *before])
+
+        earlier = row(message([text(END)], text(CALL)), text(START), text("assistant"))
+        return row(star(earlier), message([], optional(text(CALL))))
 
 
 class GptOssReasoning(GptOssParser):

@@ -201,6 +201,9 @@ def harmony_cases() -> list[tuple[str, str, list[tuple[str, Any]] | None]]:
             cases += [(before + write(n, a), content, [(n, json.loads(a))]) for n, a in GOOD]
             cases += [(before + write(n, a), "", None) for n, a in BAD]
             cases.append((before + write("now", ""), "", None))
+            cases.append((before + write("now", "{}").removesuffix("<|call|>") + "and more", "", None))
+            both = before + write("now", "{}").removesuffix("<|call|>") + "<|call|><|start|>assistant" + write(*GOOD[0])
+            cases.append((both, content, [("now", {}), (GOOD[0][0], json.loads(GOOD[0][1]))]))
     return cases
 
 

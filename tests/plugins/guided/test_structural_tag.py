@@ -88,6 +88,16 @@ FORMATS: list[tuple[dict[str, Any], list[str], list[str]]] = [
     ({"type": "repeat", "content": tag("(", ONE, ")"), "min": 1, "max": 2}, ["(1)", "(1)(2)"], ["", "(1)(1)(1)"]),
     ({"type": "repeat", "content": tag("(", ONE, ")"), "min": 1, "max": -1}, ["(1)(2)(1)"], [""]),
     ({"type": "optional", "content": ONE}, ["", "1"], ["3"]),
+    ({"type": "any_text", "excludes": ["x"]}, ["", "abc\n"], ["axb", "x"]),
+    ({"type": "any_text", "excludes": ["<|/-", "a.b", "é\n"]}, ["<|", "aXb", "</-", "é"], ["1a.b", "<|/-", "\né\n"]),
+    (
+        {
+            "type": "sequence",
+            "elements": [{"type": "any_text", "excludes": ["<|"]}, {"type": "const_string", "value": "<|"}, ONE],
+        },
+        ["<|1", "a<b|<|2"],
+        ["<|<|1", "a1", "<|3"],
+    ),
 ]
 
 
@@ -108,7 +118,7 @@ def test_the_older_spelling(backend: Any) -> None:
 
 def test_what_only_xgrammar_reads() -> None:
     formats = [
-        ({"type": "any_text", "excludes": ["x"]}, "abc", "axb"),
+        ({"type": "sequence", "elements": [{"type": "any_text", "excludes": [";"]}, ONE]}, "ab1", "a;1"),
         ({"type": "grammar", "grammar": 'root ::= "a" [0-9]'}, "a1", "b"),
         ({"type": "sequence", "elements": [ANY, ONE]}, "ab1", None),
     ]
@@ -145,6 +155,8 @@ def test_schemas_in_tags_are_checked_as_all_are(backend: Any) -> None:
         ({"format": {"type": "json_schema", "json_schema": 3}}, "json_schema must be an object"),
         ({"format": {"type": "triggered_tags", "triggers": ["<g"], "tags": [F]}}, "none of the triggers"),
         ({"format": {"type": "tag", "begin": 3, "content": ANY, "end": ""}}, "begin must be a string"),
+        ({"format": {**ANY, "excludes": "x"}}, "excludes must be a list"),
+        ({"format": {**ANY, "excludes": [""]}}, "excludes must be a list"),
         ({"format": ANY, "triggers": ["a"]}, "one of the two spellings"),
         ({"format": ANY, "tags": []}, "'tags'"),
     ],
