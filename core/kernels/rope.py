@@ -143,7 +143,8 @@ def rope_and_cache(
     """Rotate the query and key heads of `qkv` in place; write keys and values at `slots` (-1: nowhere).
 
     qkv: [num_tokens, (num_heads + 2 * num_kv_heads) * head_dim], rows may lie apart; cos_sin: float32
-    [max_positions, rotary_dim], cos then sin; positions, slots: int [num_tokens]. -> qkv
+    [max_positions, rotary_dim], cos then sin; positions, slots: int [num_tokens], not made by the kernel in front, which
+    need not have ended when they are read. -> qkv
     """
     check_cache(keys, values)
     num_kv_heads, dim = keys.shape[2], keys.shape[3]
@@ -177,7 +178,7 @@ def rope_and_cache(
 def write_cache(
     key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
 ) -> None:
-    """Write key and value, [num_tokens, num_kv_heads, head_dim] each, at `slots` (-1: nowhere)."""
+    """Write key and value, [num_tokens, num_kv_heads, head_dim] each, at `slots` (-1: nowhere; read as in rope_and_cache)."""
     check_cache(keys, values)
     tokens, (heads, dim) = key.shape[0], keys.shape[2:]
     if key.shape != (tokens, heads, dim) or value.shape != key.shape:

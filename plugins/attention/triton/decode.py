@@ -284,7 +284,8 @@ def decode_attention(
     """query: [R, num_heads, head_dim], heads together, rows may lie apart; out: [R, num_heads, head_dim] contiguous.
 
     keys, values: [num_blocks, block_size, num_kv_heads, head_dim] contiguous; block_table: int32 [R, ...];
-    seq_lens: int32 [R], 0 for a row of padding (its output is zeros).
+    seq_lens: int32 [R], 0 for a row of padding (its output is zeros). Neither is made by the kernel in front, which need
+    not have ended when they are read.
     slopes: float32 [num_heads], ALiBi's, times log2(e). common: int32 [1], the first so many keys (whole blocks, fewer
     than any request has) lie in the same blocks for all requests and are read once.
     """
