@@ -147,7 +147,7 @@ class ModelRunner:
                     shared_prefixes,
                     free_tokens,
                 )
-            # the graphs' first: their kernels take the longest, and no library has to be loaded before the first is found
+            # the graphs' first: their kernels take the longest to compile
             jobs = ([] if graphs is None else graphs.compilations()) + self._eager_steps(max_tokens)
             with compiling():
                 for job in jobs:

@@ -258,11 +258,10 @@ class _Writer:
         index = 0
         while index < len(elements):
             node, following = elements[index], elements[index + 1 : index + 2]
-            if node["type"] == "any_text" and following:
-                after = following[0]
-                text = after.get("value") if after["type"] == "const_string" else after.get("begin")
-                if set(node) != {"type"} and node != {"type": "any_text", "excludes": [text]}:
-                    raise _unsupported("any_text with other limits than the string that ends it")
+            after = following[0] if following else {"type": ""}
+            text = after.get("value") if after["type"] == "const_string" else after.get("begin")
+            # what it excludes may be just the text that ends it
+            if following and node in ({"type": "any_text"}, {"type": "any_text", "excludes": [text]}):
                 if not isinstance(text, str) or not text:
                     raise _unsupported("any_text before anything but a string or the end of its tag")
                 names.append(self._text_until([text]))

@@ -124,19 +124,20 @@ def strict_constraint(
     """
     at = next(i for i, t in enumerate(tools) if t["function"].get("strict"))
     parser, thinks = parsers.tools, parsers.reasoning
-    strict_format = getattr(parser.factory, "strict_format", None) if parser else None
+    assert parser is not None  # without one 'auto' is refused
+    strict_format: Any = getattr(parser.factory, "strict_format", None)
     around: Any = None
     problem = ""
-    if parser is None or strict_format is None:
-        problem = f"tool_call_parser {parser.name if parser else 'none'!r}, whose format cannot be held to a schema"
+    if strict_format is None:
+        problem = f"tool_call_parser {parser.name!r}, whose format cannot be held to a schema"
     elif continuing and getattr(parser.factory, "strict_from_start", False):
         problem = f"continue_final_message in the format {parser.name!r}, which is held from a message's start only"
     elif thinks and thinks.name in parsers.show_special and thinks.name != parser.name:
-        # free text holds no special tokens, so those of the reasoning must be said
+        # free text holds no special tokens, so those of the reasoning must be said; a format of the same name says them itself
         around = getattr(thinks.factory, "strict_around", None)
         if around is None:
             problem = f"reasoning_parser {thinks.name!r}, whose special tokens free text cannot hold"
-    if problem or strict_format is None:
+    if problem:
         raise ApiError(
             f"tools[{at}].function.strict is not supported with tool_choice 'auto' and {problem}; send tool_choice "
             "'required' or a function, or leave strict out",
