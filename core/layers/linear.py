@@ -101,6 +101,12 @@ class Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.method.apply(self.params, x, self.bias)
 
+    def onto(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor | None:
+        """The product, which is still to be added to the residual; None: it has been, in place."""
+        plain = isinstance(self.method, PlainLinear) and self.bias is None and "weight" in self.params
+        added = plain and dispatch.add_linear(x, self.params["weight"], residual)
+        return None if added else self.forward(x)
+
     def silu_and_mul(self, x: torch.Tensor) -> torch.Tensor:
         """silu(gate) * up, of a fused gate and up projection."""
         if isinstance(self.method, PlainLinear) and self.bias is None and "weight" in self.params:

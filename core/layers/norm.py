@@ -35,8 +35,13 @@ class RMSNorm(nn.Module):
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(norm(x + residual), x + residual); where there is a kernel the sum is written over `residual`."""
+    def add(self, x: torch.Tensor | None, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm(x + residual), x + residual); where there is a kernel the sum is written over `residual`.
+
+        x None: it is in the residual already (Linear.onto)
+        """
+        if x is None:
+            return self.forward(residual), residual
         if dispatch.has_kernels(x):
             return dispatch.add_rms_norm(x, residual, self.weight, self.eps)
         total = x + residual

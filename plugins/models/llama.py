@@ -50,11 +50,16 @@ class LlamaAttention(nn.Module):
             self.k_norm = RMSNorm(dim, eps, context.dtype, context.device)
 
     def forward(
-        self, hidden: torch.Tensor, rotation: Rotation, batch: ForwardBatch, wanted: torch.Tensor | None
-    ) -> torch.Tensor:
-        """wanted: only these tokens' outputs."""
+        self,
+        hidden: torch.Tensor,
+        residual: torch.Tensor,
+        rotation: Rotation,
+        batch: ForwardBatch,
+        wanted: torch.Tensor | None,
+    ) -> torch.Tensor | None:
+        """wanted: only these tokens' outputs; the residual has only theirs. None: the output is in the residual."""
         out = self.attend(hidden, rotation, batch).flatten(1)
-        return self.o_proj(out if wanted is None else out.index_select(0, wanted))
+        return self.o_proj.onto(out if wanted is None else out.index_select(0, wanted), residual)
 
     def attend(self, hidden: torch.Tensor, rotation: Rotation, batch: ForwardBatch) -> torch.Tensor:
         """-> [num_tokens, num_heads, head_dim]"""
@@ -90,11 +95,12 @@ class LlamaMLP(nn.Module):
         self.gate_up_proj = Linear(context, f"{name}.gate_up_proj", hidden, [inner, inner], bias)
         self.down_proj = Linear(context, f"{name}.down_proj", inner, [hidden], bias)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> torch.Tensor | None:
+        """None: the output is in the residual."""
         if dispatch.has_kernels(hidden):
-            return self.down_proj(self.gate_up_proj.silu_and_mul(hidden))
+            return self.down_proj.onto(self.gate_up_proj.silu_and_mul(hidden), residual)
         gate, up = self.gate_up_proj(hidden).chunk(2, -1)
-        return self.down_proj(functional.silu(gate).mul_(up))
+        return self.down_proj.onto(functional.silu(gate).mul_(up), residual)
 
 
 class LlamaLayer(nn.Module):
@@ -110,21 +116,23 @@ class LlamaLayer(nn.Module):
 
     def forward(
         self,
-        hidden: torch.Tensor,
+        hidden: torch.Tensor | None,
         residual: torch.Tensor | None,
         rotation: Rotation,
         batch: ForwardBatch,
         wanted: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """hidden: what is still to be added to the residual, if anything is; residual None: before the first layer."""
         if residual is None:
-            hidden, residual = self.input_layernorm(hidden), hidden
+            assert hidden is not None
+            normed, residual = self.input_layernorm(hidden), hidden
         else:
-            hidden, residual = self.input_layernorm.add(hidden, residual)
-        hidden = self.self_attn(hidden, rotation, batch, wanted)
+            normed, residual = self.input_layernorm.add(hidden, residual)
         if wanted is not None:
             residual = residual.index_select(0, wanted)
-        hidden, residual = self.post_attention_layernorm.add(hidden, residual)
-        return self.mlp(hidden), residual
+        hidden = self.self_attn(normed, residual, rotation, batch, wanted)
+        normed, residual = self.post_attention_layernorm.add(hidden, residual)
+        return self.mlp(normed, residual), residual
 
 
 class LlamaModel(nn.Module):
@@ -179,10 +187,10 @@ class LlamaForCausalLM(nn.Module):
         return [None] * int(config["num_hidden_layers"])
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        hidden = self.model.embed_tokens(batch.input_ids)
+        hidden: torch.Tensor | None = self.model.embed_tokens(batch.input_ids)
         rotation: Rotation = (self.rotary.cos_sin,)
         if not self.fused_rope:
-            rotation = self.rotary.at(batch.positions, hidden.dtype)
+            rotation = self.rotary.at(batch.positions, self.model.embed_tokens.weight.dtype)
         residual: torch.Tensor | None = None
         for layer in self.model.layers:
             # after the last layer's keys and values are written, nobody needs the tokens that are not asked for

@@ -63,7 +63,9 @@ def test_a_step_that_does_more_than_kernels_runs_as_it_did(checkpoint, monkeypat
         expected = answers(engine)
     plain = LlamaMLP.forward
     # dependent on the data: recorded, the number of the first step would stay
-    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: plain(self, x) + 0 * float(x.abs().max()))
+    monkeypatch.setattr(
+        LlamaMLP, "forward", lambda self, x, residual: plain(self, x, residual) + 0 * float(x.abs().max())
+    )
     with Engine(folder, skip_tokenizer_init=True) as engine:
         assert answers(engine) == expected
         assert not recorded(engine)._recordings and "does abs" in recorded(engine).reason
@@ -127,6 +129,6 @@ def test_calls_of_other_forms_are_no_error(checkpoint, monkeypatch, strange):
     with Engine(folder, skip_tokenizer_init=True) as engine:
         expected = answers(engine)
     plain = LlamaMLP.forward
-    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x: (strange(x), plain(self, x))[1])
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, x, residual: (strange(x), plain(self, x, residual))[1])
     with Engine(folder, skip_tokenizer_init=True) as engine:
         assert answers(engine) == expected and recorded(engine).reason

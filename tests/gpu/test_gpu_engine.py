@@ -107,6 +107,17 @@ def test_logprobs_penalties_and_bias(checkpoint):
         assert len(forked[0].outputs) == 4
 
 
+@pytest.mark.parametrize("eager", [True, False])
+@pytest.mark.parametrize("name", ["llama", "llama-bias", "qwen3"])
+def test_steps_of_many_tokens(checkpoint, name, eager):
+    """From 1024 tokens on a product is added to the residual by the library."""
+    rng = random.Random(8)
+    many = [[rng.randrange(1, 384) for _ in range(150)] for _ in range(12)]
+    with engine(checkpoint(name), enable_prefix_caching=False, max_num_batched_tokens=4096, enforce_eager=eager) as e:
+        alone = [tokens_of(e.generate(p, greedy()))[0] for p in many]
+        assert tokens_of(e.generate(many, greedy())) == alone
+
+
 def test_requests_that_share_a_long_prefix(checkpoint):
     """Shared blocks may be read once for all of them: the tokens stay the same."""
     folder = checkpoint("llama")

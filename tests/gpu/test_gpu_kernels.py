@@ -20,6 +20,7 @@ from core.kernels import (
     skinny_linear,
     wide_linear,
 )  # noqa: E402
+from core.kernels.launch import fixed_order  # noqa: E402
 from core.sampling.sampler import sample_reference  # noqa: E402
 
 BF = torch.bfloat16
@@ -106,6 +107,20 @@ def test_wide_linear(rows: int, outputs: int, inputs: int, silu: bool) -> None:
     expected = skinny_linear.skinny_linear_reference(x, weight, bias, silu)
     for _ in range(2):  # the counters of a split are as they were
         assert error(wide_linear.wide_linear(x, weight, bias, silu, config=config), expected) < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_product_added_to_the_residual(dtype: torch.dtype) -> None:
+    rows = dispatch.MANY_ROWS
+    x, weight = (torch.randn(n, 320, device="cuda").to(dtype) for n in (rows + 3, 192))
+    residual = torch.randn(rows + 3, 192, device="cuda").to(dtype)
+    wanted = residual.double() + x.double() @ weight.double().t()
+    few = residual[: rows - 1].clone()
+    assert not dispatch.add_linear(x[: rows - 1], weight, few) and torch.equal(few, residual[: rows - 1])
+    with fixed_order(True):
+        assert not dispatch.add_linear(x, weight, residual)
+    assert dispatch.add_linear(x, weight, residual)
+    assert error(residual, wanted) < (1e-5 if dtype == torch.float32 else 0.005)
 
 
 def test_split_sums_in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
