@@ -18,6 +18,7 @@ from core.executor.model_config import eos_token_ids
 from core.executor.read_ahead import read_ahead
 from core.interfaces.executor import StepTicket
 from core.kernels import dispatch
+from core.kernels.compilers import Compilers
 from core.progress import ProgressLine
 from core.registry import Registry
 from core.runner.graph_sizes import MIXED_SIZES, largest_step, peak_flops, tokens_worth_capturing
@@ -34,7 +35,9 @@ log = logging.getLogger("backplane")
 class InProcessExecutor:
     """See core/interfaces/executor.py."""
 
-    def __init__(self, config: EngineConfig, registry: Registry) -> None:
+    def __init__(self, config: EngineConfig, registry: Registry, compilers: Compilers | None = None) -> None:
+        """compilers: of kernels that this machine has not compiled yet"""
+        self._compilers = compilers
         self.timeline: list[tuple[str, float]] = []
         self._clock = time.perf_counter()
         choices = Choices(config, registry)
@@ -144,7 +147,7 @@ class InProcessExecutor:
         if dispatch.on_gpu(batch.token_ids):
             largest, free = self._graph_tokens(config, choices, model, budget)
             shares = config.cache.enable_prefix_caching and not deterministic
-            count = self.runner.warm_up(budget, largest, free, shares, self._phase)
+            count = self.runner.warm_up(budget, largest, free, shares, self._phase, self._compilers)
             self.choices["graphs"] = f"{count} CUDA graphs of steps" if count else "none"
         elif dispatch.on_cpu(torch.empty(0, dtype=choices.dtype, device=device)):
             with ProgressLine("compiling kernels") as progress:

@@ -13,11 +13,13 @@ import contextlib
 import functools
 import operator
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
+
+from core.kernels.compilers import Compilers
 
 
 @functools.cache
@@ -89,8 +91,19 @@ def _loaded(kernel: Any) -> Any:
 class _CompileAndLoad(ThreadPoolExecutor):
     """What Triton submits to it compiles a kernel."""
 
+    def __init__(self, compilers: Compilers | None) -> None:
+        cores = os.cpu_count() or 1
+        # threads that wait for another process take no core
+        super().__init__(min(16, cores) if compilers is None else 4 * cores)
+        self._compilers = compilers
+
     def submit(self, compile_kernel: Any, /, *args: Any, **keywords: Any) -> Future[Any]:
-        return super().submit(lambda: _loaded(compile_kernel(*args, **keywords)))
+        return super().submit(self._compile, compile_kernel)
+
+    def _compile(self, compile_kernel: Callable[[], Any]) -> Any:
+        if self._compilers is not None:
+            self._compilers.compile(compile_kernel)
+        return _loaded(compile_kernel())  # what is compiled is read from Triton's cache
 
 
 def _likeness(value: Any) -> Any:
@@ -225,8 +238,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **keywords: Any) -> N
 
 
 @contextlib.contextmanager
-def compiling() -> Iterator[None]:
-    """Kernels launched in here are compiled, side by side, and ready when the block ends; their outputs are not."""
+def compiling(compilers: Compilers | None = None) -> Iterator[None]:
+    """Kernels launched in here are compiled, side by side, and ready when the block ends; their outputs are not.
+
+    compilers: other processes that do so; what they do not is compiled by threads of this one
+    """
     global _compilation
     try:
         from triton.runtime._async_compile import AsyncCompileMode
@@ -234,7 +250,7 @@ def compiling() -> Iterator[None]:
         mode: Any = contextlib.nullcontext
     else:
         mode = AsyncCompileMode
-    with _CompileAndLoad(min(16, os.cpu_count() or 1)) as pool:
+    with _CompileAndLoad(compilers) as pool:
         _compilation = work = _Compilation()
         try:
             with mode(pool):

@@ -13,6 +13,7 @@ from core.interfaces.attention import AttentionBackend
 from core.interfaces.executor import StepTicket
 from core.interfaces.model import Model
 from core.kernels import dispatch
+from core.kernels.compilers import Compilers
 from core.kernels.launch import fixed_order
 from core.messages import Logprobs
 from core.progress import ProgressLine
@@ -124,10 +125,11 @@ class ModelRunner:
         free_tokens: int,
         shared_prefixes: bool,
         phase: Callable[[str], None],
+        compilers: Compilers | None = None,
     ) -> int:
         """Compile the kernels of steps of up to `max_tokens`; capture those up to `max_graph_tokens` in CUDA graphs.
 
-        max_graph_tokens 0: no graphs. free_tokens: see StepGraphs. -> how many graphs
+        max_graph_tokens 0: no graphs. free_tokens: see StepGraphs. compilers: see core/kernels/launch.py. -> how many graphs
         """
         from core.kernels.launch import compiling
         from core.runner.graphs import StepGraphs
@@ -147,11 +149,13 @@ class ModelRunner:
                     shared_prefixes,
                     free_tokens,
                 )
-            # the graphs' first: their kernels take the longest to compile
-            jobs = ([] if graphs is None else graphs.compilations()) + self._eager_steps(max_tokens)
-            with compiling():
+            # those that choose tokens and read prompts take the longest to compile
+            jobs = self._eager_steps(max_tokens) + ([] if graphs is None else graphs.compilations())
+            with compiling(compilers):
                 for job in jobs:
                     job()
+            if compilers is not None:
+                compilers.finish()
             torch.cuda.empty_cache()
             rows.token_ids.zero_()
             phase("compile kernels")

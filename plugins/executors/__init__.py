@@ -5,4 +5,4 @@ from core.hookspecs import hookimpl
 
 @hookimpl
 def register_executors(register) -> None:  # type: ignore[no-untyped-def]
-    register("in_process", "core.executor.in_process:InProcessExecutor")
+    register("in_process", "core.executor.start:in_process")
