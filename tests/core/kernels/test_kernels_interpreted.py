@@ -131,6 +131,50 @@ def test_sample(dtype: torch.dtype) -> None:
     assert torch.equal(token_ids[rows, positions].long(), tokens)
 
 
+WISHES = {
+    "plain": (0.9, 1, 0, 0),
+    "few": (0.9, 1, 0, 5),
+    "more tokens than chunks are held": (1.1, 1, 0, 30),
+    "more tokens than held chunks have": (1, 0.9, 0, 300),
+    "top-p": (0.3, 0.5, 0, 0),
+    "top-p of a flat distribution": (5, 0.97, 0, 0),
+    "min-p": (0.5, 1, 0.2, 0),
+    "min-p of a flat distribution": (5, 1, 0.01, 0),
+    "min-p and top-p, flat": (5, 0.9, 0.05, 0),
+    "all three": (0.8, 0.9, 0.02, 6),
+    "one": (1, 1, 0, 1),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("values", ["all differ", "bfloat16", "peaked"])
+@pytest.mark.parametrize("wish", WISHES)
+def test_sample_from_many_pieces(wish: str, values: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Filters that the held chunks can answer, and those that need the whole row."""
+    for name, size in (("PIECE", 128), ("CHUNK", 4), ("MOST_CHUNKS", 8)):
+        monkeypatch.setattr(sampling, name, size)
+    torch.manual_seed(len(wish))
+    n, vocab = 3, 300
+    logits = torch.randn(n, vocab) * (12 if values == "peaked" else 2)
+    if values == "bfloat16":  # many are equal
+        logits = logits.bfloat16()
+    floats = torch.zeros(1, 6)
+    floats[0, :3] = torch.tensor(WISHES[wish][:3])
+    top_k = torch.tensor([WISHES[wish][3]])
+    seeds, rows, positions = torch.tensor([77]), torch.zeros(n, dtype=torch.int64), torch.arange(n)
+    masks, allowed = None, torch.ones(n, vocab, dtype=torch.bool)
+    if masked:
+        words = torch.randint(-(2**31), 2**31 - 1, (n, 10), dtype=torch.int32)
+        words[1, 1:] = 0  # a few tokens of the first word alone
+        lines = torch.arange(n)
+        masks = (lines, words)
+        allowed = (((words[:, :, None] >> torch.arange(32)) & 1).flatten(1)[:, :vocab] != 0)[lines]
+    tokens, finite = sampling.sample(logits, rows, floats, top_k, seeds, positions, masks=masks)
+    expected = sample_reference(logits.masked_fill(~allowed, float("-inf")), rows, floats, top_k, seeds, positions)
+    assert finite.all()
+    assert torch.equal(tokens, expected)
+
+
 def test_sample_with_bitmask_and_broken_logits() -> None:
     torch.manual_seed(0)
     logits = torch.randn(4, 70)
