@@ -1,22 +1,28 @@
 """Matrix rates that last: the library's products one after another, with the clock and the power that the driver reports.
 
-python benchmarks/gpu/power.py
+python benchmarks/gpu/power.py [--decodes]
 
 A product timed alone runs at the card's highest clock; a second of them runs at what its power limit allows. Zeros, which
-switch few transistors, show the difference.
+switch few transistors, show the difference. With --decodes: mixed_256 by half second, and the four matrices of a layer as the
+engine chooses their kernels, beside the library, for rows of decodes.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 MATRICES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
 """Outputs and inputs, of Llama-3.1-8B's shape."""
@@ -67,9 +73,8 @@ def lasting_ms(run: Callable[[], object]) -> tuple[float, float, float]:
     return first.elapsed_time(last) / count, begin, time.perf_counter()
 
 
-def main() -> None:
-    torch.manual_seed(0)
-    watch = Watch()
+def long_products(watch: Watch) -> None:
+    """The library's, of normal numbers and of zeros."""
     for values in ("normal", "zeros"):
         for rows in (16384, 8192):
             for name, (outputs, inputs) in MATRICES.items():
@@ -84,6 +89,76 @@ def main() -> None:
                 line = {"values": values, "rows": rows, "matrix": name}
                 line |= {"tflop_s": round(2 * rows * outputs * inputs / ms / 1e9)}
                 print(json.dumps({**line, "sm_mhz": clock, "power_w": power, "reasons": reasons}), flush=True)
+
+
+def workload_by_half_second(watch: Watch, name: str) -> None:
+    """Clock and power while the engine serves it."""
+    import workloads
+    from run_backplane import Server
+
+    server = Server("llama-3.1-8b", False, {"max_num_batched_tokens": 16384})
+    server.serve(workloads.build("warmup"))
+    begin = time.perf_counter()
+    server.serve(workloads.build(name))
+    end = time.perf_counter()
+    print(json.dumps({"workload": name, "seconds": round(end - begin, 3)}))
+    for half in range(int(2 * (end - begin))):
+        clock, power, reasons = watch.between(begin + half / 2, begin + half / 2 + 0.5)
+        line = {"workload": name, "at_s": half / 2, "sm_mhz": clock, "power_w": power, "reasons": reasons}
+        print(json.dumps(line), flush=True)
+    server.close()
+
+
+def matrices_of_decodes(watch: Watch) -> None:
+    """A layer's four, of 12 layers in turn, replayed from a graph."""
+    from core.kernels import dispatch
+
+    layers = [
+        {name: torch.randn(o, i, device="cuda", dtype=torch.bfloat16) * 0.02 for name, (o, i) in MATRICES.items()}
+        for _ in range(12)
+    ]
+
+    def product(name: str, x: torch.Tensor, weight: torch.Tensor, by: str) -> None:
+        if by == "lib":
+            y = torch.nn.functional.linear(x, weight)
+            if name == "gate_up":
+                dispatch.silu_and_mul(y)
+        elif name == "gate_up":
+            dispatch.linear_silu_and_mul(x, weight)
+        else:
+            dispatch.linear(x, weight)
+
+    for rows in (1, 32, 64, 128, 192, 256):
+        inputs = {i: torch.randn(rows, i, device="cuda", dtype=torch.bfloat16) for _, i in MATRICES.values()}
+        for by in ("ours", "lib"):
+
+            def step(inputs: dict[int, torch.Tensor] = inputs, by: str = by) -> None:
+                for layer in layers:
+                    for name, weight in layer.items():
+                        product(name, inputs[weight.shape[1]], weight, by)
+
+            step()
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                step()
+            ms, begin, end = lasting_ms(graph.replay)
+            clock, power, reasons = watch.between(begin + SECONDS / 3, end)
+            line = {"rows": rows, "by": by, "lasting_us": round(ms / len(layers) * 1e3, 1), "sm_mhz": clock}
+            print(json.dumps({**line, "power_w": round(power), "reasons": reasons}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--decodes", action="store_true")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    watch = Watch()
+    if args.decodes:
+        workload_by_half_second(watch, "mixed_256")
+        matrices_of_decodes(watch)
+    else:
+        long_products(watch)
     watch.close()
 
 

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton")
+# not importorskip: the interpreter's tests, in other files, have to be the first to import it
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
 HEAD = """
     import sys, time
