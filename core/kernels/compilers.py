@@ -134,7 +134,7 @@ def hash_compiler() -> threading.Thread:
 
 def start_compilers(options: dict[str, Any]) -> Compilers | None:
     """Where this looks like a machine's first start; None: nothing speaks for it. Loads neither torch nor Triton."""
-    if not hasattr(os, "fork"):
+    if not hasattr(os, "fork") or not sys.executable:
         return None
     from importlib.metadata import PackageNotFoundError, version
 

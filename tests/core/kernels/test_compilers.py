@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from core.kernels.compilers import start_compilers
+
 # not importorskip: the interpreter's tests, in other files, have to be the first to import it
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
@@ -101,3 +103,19 @@ def test_what_fails_there_is_left_to_the_caller(tmp_path):
         assert not mark.exists()
         """,
     )
+
+
+def test_a_mark_tells_a_first_start(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    first = start_compilers({"model": "a"})
+    assert first is not None
+    first.close()  # as where a start fails: nothing is compiled
+    again = start_compilers({"model": "a"})
+    assert again is not None
+    again.finish()
+    assert start_compilers({"model": "a"}) is None
+    other = start_compilers({"model": "b"})
+    assert other is not None
+    other.close()
+    monkeypatch.setattr("sys.executable", str(tmp_path / "missing"))
+    assert start_compilers({"model": "c"}) is None
