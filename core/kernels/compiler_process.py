@@ -7,25 +7,8 @@ import signal
 import sys
 from typing import Any
 
-PREFIX_BYTES = 8
 MODULES = ("fixed_linear", "rms_norm", "rope", "sampling", "wide_linear")
 """Whoever imports these has all that takes long."""
-
-
-def read(count: int) -> bytes:
-    """Exactly so many bytes; ends the process where there are no more."""
-    data = b""
-    while len(data) < count:
-        piece = os.read(0, count - len(data))
-        if not piece:
-            os._exit(0)
-        data += piece
-    return data
-
-
-def receive() -> Any:
-    """One message, its length first."""
-    return pickle.loads(read(int.from_bytes(read(PREFIX_BYTES), "little")))
 
 
 class Job:
@@ -51,7 +34,7 @@ class Job:
 
 def main() -> None:
     """Answer until the parent closes the pipe."""
-    setup = receive()
+    setup = pickle.load(sys.stdin.buffer)
     sys.path[:] = setup["path"]
     importlib.import_module("triton.runtime.cache").triton_key()
     for name in MODULES:
@@ -61,7 +44,10 @@ def main() -> None:
     os.write(answers, bytes(5))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
     while True:
-        number, wanted = receive()
+        try:
+            number, wanted = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
         done = 0
         try:
             # Triton runs the assembler to ask for its version, and wants to know how that ended

@@ -1,9 +1,10 @@
 """Processes that compile Triton kernels while this one does other things; what they make is found in Triton's cache.
 
-Half of what compiling takes is Python, which threads of one process do one after another: 8 to 9 s of a first start on an
-H100's host. A process of its own (compiler_process.py) loads torch and Triton while this one does, and forks for every kernel.
-It is started where Triton's cache has no mark of an earlier start with the same kernels and options, and ends when
-everything is compiled. Where it is not ready or fails, the caller compiles itself, so errors are the compiler's own.
+Threads alone took 8 to 9 s of a first start on an H100's host: of every kernel some 0.1 s is Python, which threads of one
+process do one after another, and the thread that says what is wanted waited with them. A process of its own
+(compiler_process.py) loads torch and Triton while this one does, and forks for every kernel. It is started where Triton's cache
+has no mark of an earlier start with the same kernels and options, and ends when everything is compiled. Where it is not ready or
+fails, the caller compiles itself, so errors are the compiler's own.
 """
 
 from __future__ import annotations
@@ -11,20 +12,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import itertools
+import logging
 import os
 import pickle
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger("backplane")
 
 READY_S = 3.0
 """A kernel waits so long for the process to be ready: the two load torch at about the same time."""
 TIMEOUT_S = 60.0
 """For one kernel, whose compiler may have died; then the caller compiles."""
-PREFIX_BYTES = 8
 ANSWER_BYTES = 5
 
 
@@ -37,8 +42,8 @@ class Compilers:
         """Kernels that were compiled so."""
         self._mark = mark
         self._lock = threading.Lock()
-        self._waiting: dict[int, tuple[threading.Event, list[bool]]] = {}
-        self._next = 0
+        self._numbers = itertools.count()
+        self._waiting: dict[int, Future[bool]] = {}
         self._ready = threading.Event()
         """Or gone, which `_gone` tells."""
         self._gone = False
@@ -52,24 +57,27 @@ class Compilers:
         threading.Thread(target=self._listen, name="compilers", daemon=True).start()
 
     def compile(self, compile_kernel: Callable[[], Any]) -> bool:
-        """Compile what Triton's own function would, but in another process. False: it has not been done."""
-        job = _job_of(compile_kernel) if self._ready.wait(READY_S) and not self._gone else None
-        if job is None:
+        """Compile what Triton's own function would, but in another process. False: it has not been done, or was before."""
+        job = _job_of(compile_kernel)
+        if job is None or not self._ready.wait(READY_S):
             return False
-        event, answer = threading.Event(), [False]
+        answer: Future[bool] = Future()
         with self._lock:
-            number, self._next = self._next, self._next + 1
-            if self._gone:  # nobody would set the event
+            if self._gone:  # nobody would answer
                 return False
-            self._waiting[number] = event, answer
-        if not self._send((number, job)) or not event.wait(TIMEOUT_S) or not answer[0]:
-            return False
+            number = next(self._numbers)
+            self._waiting[number] = answer
+        try:
+            done = self._send((number, job)) and answer.result(TIMEOUT_S)
+        except TimeoutError:
+            done = False
         with self._lock:
-            self.count += 1
-        return True
+            self.count += done
+        return done
 
     def finish(self) -> None:
         """Everything is compiled: leave the mark, end the process."""
+        log.info("%d kernels were compiled for this GPU; later starts find them", self.count)
         if self._mark is not None:
             with contextlib.suppress(OSError):  # the next start will do the same work
                 self._mark.parent.mkdir(parents=True, exist_ok=True)
@@ -85,11 +93,10 @@ class Compilers:
         self._process.wait()
 
     def _send(self, message: Any) -> bool:
-        data = pickle.dumps(message)
         assert self._process.stdin is not None
         try:
             with self._lock:
-                self._process.stdin.write(len(data).to_bytes(PREFIX_BYTES, "little") + data)
+                pickle.dump(message, self._process.stdin)
                 self._process.stdin.flush()
         except (OSError, ValueError):  # it is gone
             return False
@@ -103,19 +110,13 @@ class Compilers:
         self._ready.set()
         while len(answer := stream.read(ANSWER_BYTES)) == ANSWER_BYTES:
             with self._lock:
-                event, done = self._waiting.pop(int.from_bytes(answer[:4], "little"))
-            done[0] = answer[4] == 1
-            event.set()
+                waiting = self._waiting.pop(int.from_bytes(answer[:4], "little"))
+            waiting.set_result(answer[4] == 1)
         stream.close()
         with self._lock:
             self._gone = True
-            for event, _ in self._waiting.values():
-                event.set()
-
-
-def has_nvidia_driver() -> bool:
-    """Without loading torch."""
-    return Path("/dev/nvidiactl").exists()
+            for waiting in self._waiting.values():
+                waiting.set_result(False)
 
 
 def hash_compiler() -> threading.Thread:
@@ -143,21 +144,21 @@ def start_compilers(options: dict[str, Any]) -> Compilers | None:
     except PackageNotFoundError:
         return None
     state += [path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))]
-    cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path("~/.triton/cache").expanduser())
     mark = cache / f"backplane-{hashlib.sha256(repr(state).encode()).hexdigest()[:32]}"
-    if mark.exists():
-        return None
     try:
-        return Compilers(mark)
+        return None if mark.exists() else Compilers(mark)
     except OSError:
         return None
 
 
 def _job_of(compile_kernel: Callable[[], Any]) -> dict[str, Any] | None:
-    """What Triton's function, which only calls its compiler, would give it; None: an unknown Triton."""
+    """What Triton's function, which only calls its compiler, would give it; None: an unknown Triton, or it is in the cache."""
     held = inspect.getclosurevars(compile_kernel).nonlocals
     try:
         source, target, options = held["src"], held["target"], held["options"]
+        if _is_in_cache(source, target, options, held["env_vars"]):
+            return None
         job = {
             "module": source.fn.module,
             "name": source.fn.fn.__qualname__,
@@ -166,6 +167,16 @@ def _job_of(compile_kernel: Callable[[], Any]) -> dict[str, Any] | None:
             "options": dict(options.__dict__),
         }
         pickle.dumps(job)
-    except (KeyError, AttributeError, TypeError, pickle.PicklingError):
+    except (ImportError, OSError, KeyError, AttributeError, TypeError, pickle.PicklingError):
         return None
     return job
+
+
+def _is_in_cache(source: Any, target: Any, options: Any, env_vars: Any) -> bool:
+    """As Triton's compiler looks."""
+    from triton.compiler import make_backend
+    from triton.runtime.cache import get_cache_key, get_cache_manager
+
+    key = get_cache_key(source, make_backend(target), options, env_vars)
+    files = get_cache_manager(hashlib.sha256(key.encode()).hexdigest())
+    return files.get_group(f"{source.name[:150]}.json") is not None
