@@ -77,7 +77,8 @@ class Compilers:
 
     def finish(self) -> None:
         """Everything is compiled: leave the mark, end the process."""
-        log.info("%d kernels were compiled for this GPU; later starts find them", self.count)
+        if self.count:
+            log.info("%d kernels were compiled for this GPU; later starts find them", self.count)
         if self._mark is not None:
             with contextlib.suppress(OSError):  # the next start will do the same work
                 self._mark.parent.mkdir(parents=True, exist_ok=True)
