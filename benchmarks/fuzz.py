@@ -40,6 +40,7 @@ SEEDS: dict[str, list[dict[str, Any]]] = {
         {"prompt": [[5, 6], [7]], "max_tokens": 2, "temperature": 0.5, "top_k": 3, "min_p": 0.1, "bad_words": ["the"]},
         {"prompt": ["a", "b"], "max_tokens": 3, "guided_regex": "[ab]+", "priority": 1, "cache_salt": "x"},
         {"prompt": "x", "max_tokens": 2, "structured_outputs": {"choice": ["yes", "no"]}, "prompt_logprobs": 1},
+        {"prompt": "the engine", "max_tokens": 2, "truncate_prompt_tokens": 1, "allowed_token_ids": [7, 270]},
     ],
     "/v1/responses": [
         {"input": "the", "max_output_tokens": 2, "stream": True, "tools": [{"type": "function", "name": "f"}]},

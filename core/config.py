@@ -18,6 +18,7 @@ from typing import Any, Literal, get_type_hints
 
 from core.errors import ConfigError, nearest
 from core.spellings import engine_options
+from core.text.chat_template import read_template
 
 
 def _require(ok: bool, message: str) -> None:
@@ -68,6 +69,8 @@ class ModelConfig:
             self.max_model_len is None or self.max_model_len > 0,
             f"max_model_len={self.max_model_len} must be positive; leave it unset for the model's own length",
         )
+        if self.chat_template is not None:
+            read_template(self.chat_template)  # before weights are loaded for minutes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

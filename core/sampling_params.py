@@ -84,6 +84,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Log probabilities of this many likeliest tokens at each new position, and of the chosen one."""
     prompt_logprobs: int | None = None
     logit_bias: dict[int, float] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    """No other token is chosen. Where none would be left, min_tokens and bad_words give way to it, and it to a grammar."""
+    truncate_prompt_tokens: int | None = None
+    """Keep so many tokens of the prompt, the last ones; -1: as many as leave room for max_tokens, or for one token."""
     bad_words: tuple[str, ...] = ()
     skip_special_tokens: bool = True
     spaces_between_special_tokens: bool = True
@@ -103,6 +107,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         msgspec.structs.force_setattr(self, "stop", stop)
         for name in ("stop_token_ids", "bad_words"):
             msgspec.structs.force_setattr(self, name, tuple(getattr(self, name) or ()))
+        if self.allowed_token_ids is not None:
+            msgspec.structs.force_setattr(self, "allowed_token_ids", tuple(self.allowed_token_ids))
+            self._check(bool(self.allowed_token_ids), "allowed_token_ids", "at least one token id")
         if self.top_k == -1:
             msgspec.structs.force_setattr(self, "top_k", 0)
         self._check(isinstance(self.n, int) and 1 <= self.n <= MAX_N, "n", f"from 1 to {MAX_N}")
@@ -146,6 +153,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 "biases from -100 to 100",
             )
         self._check(all(self.bad_words), "bad_words", "strings that are not empty")
+        keep = self.truncate_prompt_tokens
+        self._check(
+            keep is None or keep == -1 or 1 <= keep <= MAX_INT,
+            "truncate_prompt_tokens",
+            f"-1 (what fits), or from 1 to {MAX_INT}",
+        )
         self._check(not self.use_beam_search, "use_beam_search", "false: beam search is not there yet; use best_of")
 
     def _check(self, ok: bool, name: str, allowed: str) -> None:

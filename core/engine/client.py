@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from core.config import EngineConfig
 from core.engine.input_processor import InputProcessor
 from core.engine.output_processor import OutputProcessor
-from core.errors import ConfigError, RequestError, nearest
+from core.errors import RequestError, nearest
 from core.messages import EngineReady
 from core.pooling import pooling_type
-from core.text.chat_template import ChatTemplate
+from core.text.chat_template import ChatTemplate, read_template
 from core.text.tokenizer import Tokenizer
 
 
@@ -32,14 +31,7 @@ class ClientSide:
         self.chat_template = self._load_template(model.chat_template)
 
     def _load_template(self, given: str | None) -> ChatTemplate | None:
-        source = given
-        if given is not None and "{" not in given:
-            try:
-                source = Path(given).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(
-                    f"chat_template={given!r} is no template (it has no {{) and cannot be read as a file: {error}"
-                ) from None
+        source = None if given is None else read_template(given)
         if source is None and self.tokenizer is not None:
             source = self.tokenizer.chat_template
         if source is None:

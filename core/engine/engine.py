@@ -192,6 +192,7 @@ class Engine:
         made = []
         for prompt, wish in zip(prompts, params, strict=True):
             text, ids = self._client.inputs.split(prompt)
+            ids = self._client.inputs.shorten(ids, wish)
             stream = kind != "final" or bool(wish.stop)
             made.append(
                 (text, ids, self._client.inputs.make(ids, wish, None, priority=priority, cache_salt="", stream=stream))

@@ -59,6 +59,13 @@ class InputProcessor:
                 raise RequestError(f"token id {token!r} is not one of the model's (0 to {vocab - 1})", param="prompt")
         return list(ids)
 
+    def shorten(self, prompt_ids: list[int], params: SamplingParams) -> list[int]:
+        """What `truncate_prompt_tokens` leaves of a prompt."""
+        keep = params.truncate_prompt_tokens
+        if keep == -1:
+            keep = max(1, self.ready.max_model_len - (params.max_tokens or 1))
+        return prompt_ids if keep is None else prompt_ids[-keep:]
+
     def make(
         self,
         prompt_ids: list[int],
@@ -86,13 +93,12 @@ class InputProcessor:
         if params.guided_decoding is not None:
             self._check_guided(params.guided_decoding)
         _check_priority(priority)
-        bad = [i for i in params.stop_token_ids if not 0 <= i < self.ready.vocab_size]
-        bad += [i for i in params.logit_bias or () if not 0 <= i < self.ready.vocab_size]
-        if bad:
-            raise RequestError(
-                f"token id {bad[0]} is not one of the model's (0 to {self.ready.vocab_size - 1})",
-                param="stop_token_ids" if bad[0] in params.stop_token_ids else "logit_bias",
-            )
+        for name in ("stop_token_ids", "logit_bias", "allowed_token_ids"):
+            bad = next((i for i in getattr(params, name) or () if not 0 <= i < self.ready.vocab_size), None)
+            if bad is not None:
+                raise RequestError(
+                    f"token id {bad} is not one of the model's (0 to {self.ready.vocab_size - 1})", param=name
+                )
         if params.stop and self.tokenizer is None:
             raise RequestError("stop strings need a tokenizer; use stop_token_ids", param="stop")
         count = params.num_sequences

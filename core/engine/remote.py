@@ -153,6 +153,7 @@ class RemoteEngine:
             self._check_alive()  # what is sent to an engine that died meanwhile would never be answered
         else:
             text, ids = self._connected.inputs.split(prompt, add_special_tokens)
+        ids = self._connected.inputs.shorten(ids, params)
         stream = output_kind != "final" or bool(params.stop)
         request = self._connected.inputs.make(
             ids, params, request_id, priority=priority, cache_salt=cache_salt, stream=stream

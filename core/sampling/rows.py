@@ -21,7 +21,7 @@ class Needs(enum.IntFlag):
     PENALTIES = 4
     LOGPROBS = 8
     EDITS = 16
-    """logit_bias, bad_words or min_tokens"""
+    """logit_bias, allowed_token_ids, bad_words or min_tokens"""
     PROMPT_LOGPROBS = 32
     POOLING = 64
     POOLING_MEAN = 128
@@ -44,6 +44,8 @@ class SamplingRows:
         self.prompt_lengths = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.needs = np.zeros(num_rows, np.int32)
         self.requests: list[Request | None] = [None] * num_rows
+        self.allowed: list[torch.Tensor | None] = [None] * num_rows
+        """allowed_token_ids, on the device"""
 
     def enter(self, new_rows: Sequence[NewRow]) -> None:
         """Take in the wishes of requests that took rows, in one copy to the device."""
@@ -74,7 +76,9 @@ class SamplingRows:
             needs |= Needs.PENALTIES
         if p.logprobs is not None:
             needs |= Needs.LOGPROBS
-        if p.logit_bias or request.bad_words_ids or p.min_tokens:
+        allowed = p.allowed_token_ids
+        self.allowed[row] = torch.tensor(allowed, device=self.device) if allowed else None
+        if p.logit_bias or allowed or request.bad_words_ids or p.min_tokens:
             needs |= Needs.EDITS
         if p.prompt_logprobs is not None:
             needs |= Needs.PROMPT_LOGPROBS

@@ -1,6 +1,6 @@
 """Logits -> tokens, for a batch of rows with different wishes. Plain torch; a stage runs only if a row needs it.
 
-Order: edits (bias, bad words, min_tokens), bitmask, penalties, temperature, min-p, top-k, top-p, draw. A draw inverts the
+Order: edits (bias, bad words, min_tokens, allowed tokens), bitmask, penalties, temperature, min-p, top-k, top-p, draw. A draw inverts the
 cumulative distribution at one uniform number per (seed, position).
 """
 
@@ -80,6 +80,8 @@ class Sampler:
             if params.logit_bias:
                 ids = torch.tensor(list(params.logit_bias), device=logits.device)
                 logits[i, ids] += torch.tensor(list(params.logit_bias.values()), device=logits.device)
+            allowed = self.rows.allowed[int(rows[i])]
+            before = logits[i, allowed] if allowed is not None else None
             if params.min_tokens > int(positions[i]) - len(request.prompt_token_ids):
                 logits[i, list(request.stop_token_ids)] = float("-inf")
             for word in request.bad_words_ids:
@@ -88,6 +90,10 @@ class Sampler:
                 begun = start >= len(request.prompt_token_ids) or not head
                 if begun and self.token_ids[int(rows[i]), start : int(positions[i])].tolist() == head:
                     logits[i, last] = float("-inf")
+            if allowed is not None and before is not None:
+                left = logits[i, allowed]
+                logits[i] = float("-inf")
+                logits[i, allowed] = torch.where(left.isneginf().all(), before, left)  # something must be chosen
 
     def _penalize(self, logits: torch.Tensor, rows: np.ndarray, positions: np.ndarray, needs_of: np.ndarray) -> None:
         which = np.nonzero(needs_of & Needs.PENALTIES)[0]

@@ -5,9 +5,22 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from core.errors import RequestError
+from core.errors import ConfigError, RequestError
+
+
+def read_template(given: str) -> str:
+    """The text of a template that is given as text or as the path of a file. Raises ConfigError."""
+    if "{" in given:
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"chat_template={given!r} is no template (it has no {{) and cannot be read as a file: {error}"
+        ) from None
 
 
 class ChatTemplate:

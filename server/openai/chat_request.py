@@ -205,7 +205,8 @@ async def understand(
 
     long = sum(len(m["content"]) for m in messages) > LONG_TEXT
     text = await asyncio.to_thread(render) if long else render()
-    tokenize = state.encode_all if counting else state.encode_prompts
+    any_length = counting or body.truncate_prompt_tokens is not None
+    tokenize = state.encode_all if any_length else state.encode_prompts
     (prompt,) = await tokenize([text], add_special_tokens=bool(body.add_special_tokens))
 
     # a constraint holds from the first token, so there is no reasoning to take out; a strict tool's, when a call opens
@@ -237,7 +238,7 @@ async def understand(
         model=model,
         id=id,
         params=sampling,
-        prompt=prompt,
+        prompt=engine.inputs.shorten(prompt, sampling),
         opened_by=opened_by,
         tools=tools,
         mode=mode,

@@ -26,10 +26,15 @@ _DEFAULT_MAX_TOKENS = 16
 class Prompt:
     token_ids: list[int]
     text: str | None
-    """None: it came as token ids"""
+    """None: it came as token ids, or is part of what came"""
 
     def shown(self, state: ServerState) -> str:
         return self.text if self.text is not None else state.decode(self.token_ids)
+
+    def shorten_to(self, token_ids: list[int]) -> None:
+        """Its last tokens."""
+        if len(token_ids) < len(self.token_ids):
+            self.token_ids, self.text = token_ids, None
 
 
 @dataclass(slots=True)
@@ -95,6 +100,8 @@ async def understand(state: ServerState, body: CompletionRequest, id: str) -> Co
         logprobs=body.logprobs,
         constraint=params.guided(body),
     )
+    for prompt in prompts:
+        prompt.shorten_to(state.engine.inputs.shorten(prompt.token_ids, sampling))
     return Completion(body=body, model=model, id=id, params=sampling, prompts=prompts, echo_only=echo_only)
 
 
@@ -118,7 +125,8 @@ async def _prompts(
     """All are text, or all are token ids."""
     texts = [p for p, _ in given if isinstance(p, str)]
     special = body.add_special_tokens is not False
-    found = await state.encode_prompts(texts, add_special_tokens=special) if texts else [p for p, _ in given]
+    tokenize = state.encode_prompts if body.truncate_prompt_tokens is None else state.encode_all
+    found = await tokenize(texts, add_special_tokens=special) if texts else [p for p, _ in given]
     for token_ids, (_, at) in zip(found, given, strict=True):
         if not token_ids:
             raise invalid(at, f"{at} is empty")

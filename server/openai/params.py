@@ -74,10 +74,6 @@ def refuse_unknown(raw: bytes, body: type[msgspec.Struct], route: str) -> None:
 
 
 def refuse_common(body: SamplingBody) -> None:
-    if body.truncate_prompt_tokens is not None:
-        raise unsupported("truncate_prompt_tokens", "shorten the prompt before sending it")
-    if body.allowed_token_ids is not None:
-        raise unsupported("allowed_token_ids", "use guided_choice or guided_regex")
     if body.logits_processors is not None:
         raise unsupported("logits_processors", "code from requests is not run; use logit_bias")
     if body.kv_transfer_params is not None:
@@ -281,6 +277,8 @@ def sampling_params(
         "skip_special_tokens",
         "spaces_between_special_tokens",
         "prompt_logprobs",
+        "allowed_token_ids",
+        "truncate_prompt_tokens",
         "use_beam_search",
     ):
         value = getattr(body, name)

@@ -55,9 +55,10 @@ def test_the_sampler_s_tokens(engine, calls, monkeypatch):
         greedy(repetition_penalty=1.3),
         greedy(logit_bias={7: 100.0}),
         greedy(min_tokens=12, ignore_eos=False),
+        greedy(allowed_token_ids=(7, 9, 11)),
         greedy(guided_decoding=GuidedDecodingParams(regex="[abc]{40}")),
     ],
-    ids=["random", "logprobs", "penalty", "bias", "min_tokens", "guided"],
+    ids=["random", "logprobs", "penalty", "bias", "min_tokens", "allowed", "guided"],
 )
 def test_a_row_that_wants_more_takes_all_rows_to_the_sampler(engine, calls, params):
     """Until it ends: then the kernel goes on with the others."""

@@ -189,7 +189,8 @@ def test_generate_answers_from_the_shell():
         (["serve", "--port", "0", "--guided-backend", "llguidanc"], "did you mean 'llguidance'?"),
         (["serve", "--port", "0", "--reasoning-parser", "qwn3"], "did you mean 'qwen3'?"),
         (["generate", "x", "--guided-backend", "nope"], "guided_backend 'nope' is not registered"),
-        (["serve", "--port", "0", "--chat-template", "/nowhere.jinja"], "cannot be read as a file"),
+        # the model is not looked for either
+        (["serve", "/nowhere", "--chat-template", "/nowhere.jinja"], "cannot be read as a file"),
     ],
 )
 def test_errors_are_one_line(args, message):

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 
 import pytest
 from openai import BadRequestError, OpenAI
 
-PORT = 8917
 WEATHER = {
     "type": "function",
     "function": {
@@ -28,18 +25,14 @@ ASK = [{"role": "user", "content": "What is the weather in Oslo?"}]
 @pytest.fixture(scope="module")
 def demo():
     """`engine serve` with no model, as the README says."""
-    server = subprocess.Popen([sys.executable, "-m", "server", "--port", str(PORT)], stderr=subprocess.PIPE, text=True)
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{PORT}/ready", timeout=1).close()
-            break
-        except (urllib.error.URLError, ConnectionError):
-            assert server.poll() is None, server.stderr.read()
-            time.sleep(0.1)
-    with OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key="none") as client:
-        yield client
-    server.send_signal(signal.SIGTERM)
-    server.communicate(timeout=20)
+    command = [sys.executable, "-m", "server", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        url = next((m[1] for line in server.stdout if (m := re.search(r"^serving .* on (\S+)", line))), None)
+        assert url, "the server did not start"
+        with OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+            yield client
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=20)
     assert server.returncode == 0
 
 

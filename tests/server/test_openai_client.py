@@ -217,6 +217,35 @@ def test_vllm_extras_are_taken(client):
     assert len(answer.prompt_logprobs) == answer.usage.prompt_tokens == len(answer.prompt_token_ids)
 
 
+def test_prompts_are_cut_to_their_last_tokens(client):
+    """Also one that is far too long."""
+    text = "the engine serves the model " * 9000
+    keep = {"truncate_prompt_tokens": 7, "return_token_ids": True}
+    options = {"model": "tiny", "max_tokens": 3, "temperature": 0}
+    answer = client.completions.create(prompt=text, echo=True, extra_body=keep, **options)
+    end = text[-len(answer.choices[0].text.rpartition("model ")[0]) - 6 :]
+    assert answer.usage.prompt_tokens == 7 and answer.choices[0].text.startswith(end) and len(end) < 60
+    alone = client.completions.create(prompt=answer.choices[0].prompt_token_ids, echo=True, **options)
+    assert alone.choices[0].text == answer.choices[0].text and alone.usage.prompt_tokens == 7
+    messages = [{"role": "user", "content": text}]
+    chat = client.chat.completions.create(
+        messages=messages, extra_body={**keep, "truncate_prompt_tokens": -1}, **options
+    )
+    assert chat.usage.prompt_tokens == len(chat.prompt_token_ids) == 4093 and chat.usage.completion_tokens >= 1
+    with pytest.raises(openai.BadRequestError, match="more than .* tokens"):
+        client.completions.create(prompt=text, **options)
+
+
+def test_only_allowed_tokens_are_chosen(client):
+    ids = [200, 270, 280]
+    extra = {"allowed_token_ids": ids, "return_token_ids": True}
+    answer = client.completions.create(
+        model="tiny", prompt="the", n=3, max_tokens=12, temperature=1.5, extra_body=extra
+    )
+    chosen = [t for c in answer.choices for t in c.token_ids]
+    assert len(chosen) == 36 and set(chosen) <= set(ids)
+
+
 def test_continue_final_message(client):
     messages = [*MESSAGES, {"role": "assistant", "content": "the model"}]
     answer = client.chat.completions.create(

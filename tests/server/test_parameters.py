@@ -28,7 +28,7 @@ BODIES = {
 OF_VLLM = {
     *("top_k", "min_p", "repetition_penalty", "best_of", "ignore_eos", "min_tokens", "stop_token_ids", "echo"),
     *("include_stop_str_in_output", "skip_special_tokens", "prompt_logprobs", "priority", "cache_salt"),
-    "return_token_ids",
+    *("return_token_ids", "allowed_token_ids", "truncate_prompt_tokens"),
 }
 OF_CHAT = {"add_generation_prompt", "continue_final_message", "chat_template_kwargs"}
 
