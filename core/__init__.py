@@ -12,6 +12,7 @@ _HOMES = {
     "AsyncEngineArgs": "core.compat",
     "AsyncLLMEngine": "core.compat",
     "BackplaneError": "core.errors",
+    "BeamSearchParams": "core.beam_search",
     "CompletionOutput": "core.outputs",
     "Engine": "core.engine.engine",
     "EngineConfig": "core.config",

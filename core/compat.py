@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from core.beam_search import BeamSearchParams
 from core.config import EngineConfig
 from core.engine.async_engine import AsyncEngine, Prompt
 from core.engine.engine import Engine
 from core.errors import RequestError
-from core.outputs import EmbeddingRequestOutput, RequestOutput
+from core.outputs import CompletionOutput, EmbeddingRequestOutput, RequestOutput, TokenLogprob
 from core.sampling_params import GuidedDecodingParams, SamplingParams
 
 StructuredOutputsParams = GuidedDecodingParams
+
+
+@dataclass(slots=True)
+class BeamSearchSequence:
+    """One answer, behind its prompt."""
+
+    tokens: list[int]
+    cum_logprob: float
+    """Of the answer."""
+    text: str
+    finish_reason: str | None
+    stop_reason: int | str | None
+    logprobs: list[list[TokenLogprob]] | None
+
+
+@dataclass(slots=True)
+class BeamSearchOutput:
+    """The answers to one prompt, the best first."""
+
+    sequences: list[BeamSearchSequence]
 
 
 class LLM(Engine):
@@ -35,9 +57,19 @@ class LLM(Engine):
             raise RequestError("prompts is missing", param="prompts")
         return super().generate(prompts, params, **options)
 
-    def beam_search(self, *arguments: Any, **options: Any) -> Any:
-        """Not there yet: refused by name."""
-        raise RequestError("beam search is not there yet; use best_of", param="beam_search")
+    def beam_search(self, prompts: Any, params: BeamSearchParams) -> list[BeamSearchOutput]:  # type: ignore[override]
+        """`Engine.beam_search`; in its outputs, as in vLLM's, prompt and answer are one."""
+        return [
+            BeamSearchOutput([self._sequence(found.prompt_token_ids, answer) for answer in found.outputs])
+            for found in super().beam_search(prompts, params)
+        ]
+
+    def _sequence(self, prompt_ids: list[int], answer: CompletionOutput) -> BeamSearchSequence:
+        ids = prompt_ids + answer.token_ids
+        text = "" if self.tokenizer is None else self.tokenizer.decode(ids)
+        return BeamSearchSequence(
+            ids, answer.cumulative_logprob or 0.0, text, answer.finish_reason, answer.stop_reason, answer.logprobs
+        )
 
     def get_tokenizer(self) -> Any:
         """With `encode`, `decode` and `chat_template`; None with skip_tokenizer_init."""

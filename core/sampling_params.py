@@ -159,7 +159,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             "truncate_prompt_tokens",
             f"-1 (what fits), or from 1 to {MAX_INT}",
         )
-        self._check(not self.use_beam_search, "use_beam_search", "false: beam search is not there yet; use best_of")
+        self._check(
+            not self.use_beam_search,
+            "use_beam_search",
+            "false: call beam_search, with BeamSearchParams(beam_width=...)",
+        )
 
     def _check(self, ok: bool, name: str, allowed: str) -> None:
         if not ok:

@@ -9,7 +9,9 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from core.beam_search import BeamSearchParams
 from core.config import EngineConfig
+from core.engine.beams import PromptBeams
 from core.engine.client import ClientSide
 from core.engine.input_processor import Prompt
 from core.engine.loop import EngineLoop
@@ -123,6 +125,21 @@ class Engine:
             text = self._client.render_with(template, conversation, tools, **options)
             prompts.append({"prompt": text, "prompt_token_ids": self._client.inputs.tokenizer.encode(text, False)})  # type: ignore[union-attr]
         return self.generate(prompts, params, use_tqdm=use_tqdm, stream=stream)
+
+    def beam_search(self, prompts: Any, params: BeamSearchParams) -> list[RequestOutput]:
+        """One prompt or a list of them -> outputs in the same order, each with its likeliest answers, the best first.
+
+        Raises RequestError if any prompt is wrong.
+        """
+        with self._lock:
+            beams = [PromptBeams(self._client, *self._client.inputs.split(p), params) for p in _as_batch(prompts)]
+            while running := [(b, requests) for b in beams if (requests := b.requests)]:
+                asked = [ids for _, requests in running for ids in requests]
+                wishes = [b.wish for b, requests in running for _ in requests]
+                outputs = iter(self.generate(asked, wishes, use_tqdm=False))
+                for b, requests in running:
+                    b.take([next(outputs) for _ in requests])
+            return [b.output() for b in beams]
 
     def embed(
         self,

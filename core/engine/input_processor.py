@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from core.beam_search import BeamSearchParams
 from core.errors import RequestError
 from core.messages import AddRequest, EngineReady
 from core.sampling_params import MAX_INT, GuidedDecodingParams, SamplingParams
@@ -59,7 +60,7 @@ class InputProcessor:
                 raise RequestError(f"token id {token!r} is not one of the model's (0 to {vocab - 1})", param="prompt")
         return list(ids)
 
-    def shorten(self, prompt_ids: list[int], params: SamplingParams) -> list[int]:
+    def shorten(self, prompt_ids: list[int], params: SamplingParams | BeamSearchParams) -> list[int]:
         """What `truncate_prompt_tokens` leaves of a prompt."""
         keep = params.truncate_prompt_tokens
         if keep == -1:

@@ -10,7 +10,9 @@ from typing import Any
 
 import msgspec
 
+from core.beam_search import BeamSearchParams
 from core.config import EngineConfig
+from core.engine.beams import PromptBeams
 from core.engine.client import ClientSide
 from core.engine.input_processor import Prompt
 from core.engine.link import Link
@@ -147,12 +149,7 @@ class RemoteEngine:
         Leaving the iterator, or cancelling the task, aborts the request: its blocks are free within a step.
         While the caller waits for the next one, an open `outlet` gets it instead; the last one always comes from the iterator.
         """
-        self._check_alive()
-        if isinstance(prompt, str) and len(prompt) > LONG_PROMPT_CHARS:
-            text, ids = await asyncio.to_thread(self._connected.inputs.split, prompt, add_special_tokens)
-            self._check_alive()  # what is sent to an engine that died meanwhile would never be answered
-        else:
-            text, ids = self._connected.inputs.split(prompt, add_special_tokens)
+        text, ids = await self._split(prompt, add_special_tokens)
         ids = self._connected.inputs.shorten(ids, params)
         stream = output_kind != "final" or bool(params.stop)
         request = self._connected.inputs.make(
@@ -180,6 +177,38 @@ class RemoteEngine:
         finally:
             self._drop(group)
 
+    async def beam_search(
+        self,
+        prompt: Prompt,
+        params: BeamSearchParams,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        add_special_tokens: bool = True,
+    ) -> RequestOutput:
+        """The likeliest answers to one prompt, the best first. Cancelling the task aborts what is asked for at that time."""
+        text, ids = await self._split(prompt, add_special_tokens)
+        beams = PromptBeams(self._connected, text, ids, params)
+        names = (None if request_id is None else f"{request_id}-{i}" for i in itertools.count())
+
+        async def one(ids: list[int]) -> RequestOutput:
+            stream = self.generate(
+                ids, beams.wish, next(names), priority=priority, cache_salt=cache_salt, output_kind="final"
+            )
+            return [output async for output in stream][-1]
+
+        while requests := beams.requests:
+            tasks = [asyncio.create_task(one(ids)) for ids in requests]
+            try:
+                outputs = await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            beams.take(outputs)
+        return beams.output(request_id)
+
     async def embed(
         self,
         prompt: Prompt,
@@ -192,12 +221,7 @@ class RemoteEngine:
         add_special_tokens: bool = True,
     ) -> EmbeddingRequestOutput:
         """The vector of one prompt, by the engine's `pooling_type`. Cancelling the task aborts the request."""
-        self._check_alive()
-        if isinstance(prompt, str) and len(prompt) > LONG_PROMPT_CHARS:
-            text, ids = await asyncio.to_thread(self._connected.inputs.split, prompt, add_special_tokens)
-            self._check_alive()
-        else:
-            text, ids = self._connected.inputs.split(prompt, add_special_tokens)
+        text, ids = await self._split(prompt, add_special_tokens)
         request = self._connected.inputs.make_pooling(
             ids, self._connected.pooling_type, request_id, priority=priority, cache_salt=cache_salt
         )
@@ -209,6 +233,15 @@ class RemoteEngine:
             return self._connected.outputs.build_embedding(group, dimensions, normalize)
         finally:
             self._drop(group)
+
+    async def _split(self, prompt: Prompt, add_special_tokens: bool) -> tuple[str | None, list[int]]:
+        self._check_alive()
+        split = self._connected.inputs.split
+        if not isinstance(prompt, str) or len(prompt) <= LONG_PROMPT_CHARS:
+            return split(prompt, add_special_tokens)
+        found = await asyncio.to_thread(split, prompt, add_special_tokens)
+        self._check_alive()  # what is sent to an engine that died meanwhile would never be answered
+        return found
 
     def _drop(self, group: Group) -> None:
         handles = self._connected.outputs.drop(group)

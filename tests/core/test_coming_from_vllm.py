@@ -85,15 +85,13 @@ def test_guided_decoding(llm, name):
         SamplingParams(guided_decoding=kind(regex="a"), structured_outputs=kind(regex="a"))
 
 
-def test_best_of_works_and_beam_search_is_refused_by_name(llm):
+def test_best_of_works_and_beam_search_has_a_call_of_its_own(llm):
     params = SamplingParams(n=2, best_of=4, max_tokens=6, seed=3, logprobs=0, ignore_eos=True)
     (output,) = llm.generate("Once upon a time", params)
     means = [c.cumulative_logprob / len(c.token_ids) for c in output.outputs]
     assert len(means) == 2 and means == sorted(means, reverse=True)
-    with pytest.raises(RequestError, match="use_beam_search.*not there yet"):
+    with pytest.raises(RequestError, match="use_beam_search.*call beam_search"):
         SamplingParams(use_beam_search=True)
-    with pytest.raises(RequestError, match="beam search is not there yet"):
-        llm.beam_search(["x"], None)
 
 
 def test_async_engine():
