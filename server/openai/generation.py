@@ -11,6 +11,7 @@ from core.errors import RequestAbortedError
 from core.outputs import CompletionOutput, RequestOutput
 from core.sampling_params import SamplingParams
 from server.errors import ApiError
+from server.openai.beams import beam_params, search
 from server.openai.schema import SamplingBody
 from server.state import ServerState
 
@@ -25,6 +26,9 @@ def generate(
     outlet: Outlet | None = None,
 ) -> AsyncGenerator[RequestOutput, None]:
     """Outputs for one prompt. Closing the generator aborts the request."""
+    beams = beam_params(body, params)
+    if beams is not None:
+        return search(state, body, id, token_ids, beams)
     source: Any = state.engine.generate(
         token_ids,
         params,

@@ -12,6 +12,7 @@ import msgspec
 from core.errors import RequestError, nearest
 from core.sampling_params import MAX_LOGPROBS, GuidedDecodingParams, SamplingParams
 from server.errors import ApiError, from_decode_error, invalid, unsupported
+from server.openai.beams import beam_params
 from server.openai.schema import ChatCompletionRequest, CompletionRequest, SamplingBody
 
 _CONSTRAINTS = re.compile(r"guided|structured|structural|response_?format|grammar|json_?schema|constraint", re.I)
@@ -80,10 +81,6 @@ def refuse_common(body: SamplingBody) -> None:
         raise unsupported("kv_transfer_params", "there is no KV transfer")
     if body.vllm_xargs:
         raise unsupported("vllm_xargs", "no plugin reads it")
-    if body.length_penalty not in (None, 1.0):
-        raise unsupported("length_penalty", "it belongs to beam search, which is not there yet")
-    if body.early_stopping:
-        raise unsupported("early_stopping", "it belongs to beam search, which is not there yet")
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options", "stream_options is only allowed when stream is true")
     if body.stream_options is not None and body.stream_options.include_obfuscation:
@@ -279,7 +276,6 @@ def sampling_params(
         "prompt_logprobs",
         "allowed_token_ids",
         "truncate_prompt_tokens",
-        "use_beam_search",
     ):
         value = getattr(body, name)
         if value is not None:
@@ -287,7 +283,7 @@ def sampling_params(
     if isinstance(options.get("top_k"), float):
         options["top_k"] = int(options["top_k"])
     stop = body.stop
-    return SamplingParams(
+    params = SamplingParams(
         **options,
         max_tokens=max_tokens,
         logprobs=logprobs,
@@ -297,3 +293,5 @@ def sampling_params(
         logit_bias=logit_bias(body.logit_bias, vocab_size),
         guided_decoding=constraint,
     )
+    beam_params(body, params)
+    return params

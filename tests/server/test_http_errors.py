@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+BEAMS = {"use_beam_search": True}
 USER = [{"role": "user", "content": "hello"}]
 
 # path, body, status, code, param, words of the message
@@ -41,7 +42,19 @@ TABLE = [
     (TEXT, {"prompt": "a", "logit_bias": {"x": 1}}, 400, "invalid_value", "logit_bias", "'x'"),
     (TEXT, {"prompt": "a", "logit_bias": {"100000": 1}}, 400, "invalid_value", "logit_bias", "100000"),
     (TEXT, {"prompt": "a", "suffix": "b"}, 400, "unsupported_parameter", "suffix", "middle"),
-    (TEXT, {"prompt": "a", "use_beam_search": True}, 400, "invalid_value", "use_beam_search", "best_of"),
+    (TEXT, {"prompt": "a", **BEAMS, "n": 11}, 400, "invalid_value", "n", "10 beams"),
+    (TEXT, {"prompt": "a", **BEAMS, "stop": "x"}, 400, "invalid_value", "stop", "leave out one"),
+    (
+        TEXT,
+        {"prompt": "a", **BEAMS, "repetition_penalty": 1.2},
+        400,
+        "invalid_value",
+        "repetition_penalty",
+        "no effect",
+    ),
+    (TEXT, {"prompt": "a", **BEAMS, "guided_regex": "a"}, 400, "invalid_value", "use_beam_search", "no constraint"),
+    (TEXT, {"prompt": "a", "length_penalty": 2}, 400, "invalid_value", "length_penalty", "use_beam_search: true"),
+    (TEXT, {"prompt": "a", "early_stopping": True}, 400, "invalid_value", "early_stopping", "use_beam_search: true"),
     (TEXT, {"prompt": "a", "truncate_prompt_tokens": 0}, 400, "invalid_value", "truncate_prompt_tokens", "from 1 to"),
     (
         TEXT,
