@@ -75,6 +75,7 @@ def test_public_names():
         "AsyncEngineArgs",
         "AsyncLLMEngine",
         "BackplaneError",
+        "BeamSearchParams",
         "CompletionOutput",
         "Engine",
         "EngineConfig",
