@@ -108,7 +108,8 @@ class BeamSearch:
         self.running = []
         for place, (total, beam, token, others) in enumerate(found[: self.num_candidates]):
             reason = "stop" if token.token_id in self._ends else "length" if length == self._most else None
-            if len(self.running) == width if reason is None else place >= width:
+            kept = len(self.running) < width if reason is None else place < width
+            if not kept:
                 continue
             logprobs = beam.logprobs
             if params.logprobs is not None:

@@ -18,6 +18,7 @@ class TokenLogprob:
     rank: int
     """1 is the likeliest."""
     decoded_token: str
+    """Empty with detokenize=False, or without a tokenizer."""
 
 
 @dataclass(slots=True)

@@ -31,7 +31,7 @@ class PromptBeams:
             max_tokens=1,
             logprobs=max(self._search.num_candidates, params.logprobs or 0),
             stop_token_ids=params.stop_token_ids,
-            detokenize=False,
+            detokenize=params.logprobs is not None,
         )
 
     @property

@@ -342,11 +342,12 @@ class OutputProcessor:
         )
         if group.request.params.logprobs is not None:
             output.cumulative_logprob = sum(p.logprobs[0] for p in s.logprobs)
-            output.logprobs = [self._candidates(p) for p in s.logprobs[since[2] : len(s.token_ids)]]
+            output.logprobs = [self._candidates(group, p) for p in s.logprobs[since[2] : len(s.token_ids)]]
         return output
 
-    def _candidates(self, position: Logprobs) -> list[TokenLogprob]:
-        text = self.tokenizer.token_text if self.tokenizer else lambda _: ""
+    def _candidates(self, group: Group, position: Logprobs) -> list[TokenLogprob]:
+        detokenize = group.request.params.detokenize
+        text = self.tokenizer.token_text if self.tokenizer and detokenize else lambda _: ""
         return [
             TokenLogprob(i, p, r, text(i))
             for i, p, r in zip(position.token_ids, position.logprobs, position.ranks, strict=True)
@@ -366,7 +367,7 @@ class OutputProcessor:
             metrics = group.metrics
         prompt_logprobs = None
         if group.prompt_logprobs is not None:
-            prompt_logprobs = [self._candidates(p) if p else None for p in group.prompt_logprobs]
+            prompt_logprobs = [self._candidates(group, p) if p else None for p in group.prompt_logprobs]
         return RequestOutput(
             group.request.request_id,
             group.prompt,
