@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 from core.config import EngineConfig
 from core.engine.engine_process import EngineProcess
 from core.engine.input_processor import Prompt
 from core.engine.remote import RemoteEngine
+from core.text.model_text import ModelText
 
 __all__ = ["AsyncEngine", "Prompt"]
 
@@ -20,12 +24,23 @@ class AsyncEngine(RemoteEngine):
     async def start(self) -> None:
         """Start the engine process and wait until it is ready. Raises what it failed with."""
         self._process = EngineProcess(self.config, self._take, self._died)
+        spawning = asyncio.create_task(self._process.spawn())
         try:
-            ready = await self._process.spawn()
-            self._begin(ready, self._process.link)
+            ready, text = await asyncio.gather(spawning, self._early_text())
+            self._begin(ready, self._process.link, text)
         except BaseException:
+            spawning.cancel()
+            await asyncio.gather(spawning, return_exceptions=True)
             await self._process.stop()
             raise
+
+    async def _early_text(self) -> ModelText | None:
+        """Tokenizer and template of a folder, while the engine loads the weights: 0.4 s for 128k tokens, and what is wrong with
+        them is known before. None: which folder it is, only the engine says."""
+        model = self.config.model
+        if not Path(model.model, "config.json").is_file():
+            return None
+        return await asyncio.to_thread(ModelText, model, model.model)
 
     async def restart(self) -> None:
         """Start an engine process in place of one that died; what was in flight has ended with an error by then.

@@ -12,40 +12,30 @@ from core.engine.output_processor import OutputProcessor
 from core.errors import RequestError, nearest
 from core.messages import EngineReady
 from core.pooling import pooling_type
-from core.text.chat_template import ChatTemplate, read_template
-from core.text.tokenizer import Tokenizer
+from core.text.chat_template import ChatTemplate
+from core.text.model_text import ModelText
 
 
 class ClientSide:
     """What stands before and after an engine wherever it runs: templates, tokens, checks, and outputs as text."""
 
-    def __init__(self, config: EngineConfig, ready: EngineReady, first_number: int = 0) -> None:
-        """`first_number`: handles are drawn from there on."""
+    def __init__(
+        self, config: EngineConfig, ready: EngineReady, first_number: int = 0, text: ModelText | None = None
+    ) -> None:
+        """`first_number`: handles are drawn from there on. `text`: if it has been loaded already."""
         model = config.model
-        self.tokenizer = (
-            None if model.skip_tokenizer_init else Tokenizer.from_folder(model.tokenizer or ready.model_path)
-        )
+        self._text = text or ModelText(model, ready.model_path)
+        self.tokenizer, self.chat_template = self._text.tokenizer, self._text.chat_template
         self.inputs = InputProcessor(ready, self.tokenizer, model.seed, first_number)
         self.outputs = OutputProcessor(self.tokenizer, ready.eos_token_ids)
         self.pooling_type = pooling_type(model.pooling_type, ready.model_path)
-        self.chat_template = self._load_template(model.chat_template)
-
-    def _load_template(self, given: str | None) -> ChatTemplate | None:
-        source = None if given is None else read_template(given)
-        if source is None and self.tokenizer is not None:
-            source = self.tokenizer.chat_template
-        if source is None:
-            return None
-        names = ("bos_token", "eos_token", "unk_token", "pad_token")
-        special = {n: self.tokenizer.special_token(n) for n in names} if self.tokenizer else {}
-        return ChatTemplate(source, special)
 
     def template_for(self, given: str | None, options: Mapping[str, Any]) -> ChatTemplate | None:
         """The template to render with, the model's or the one given (text, or a path).
 
         Raises RequestError for an option that it does not read, which would be ignored in silence.
         """
-        template = self.chat_template if given is None else self._load_template(given)
+        template = self.chat_template if given is None else self._text.template(given)
         own = ("add_generation_prompt", "continue_final_message")
         for name in options:
             if template and name not in own and not re.search(rf"\b{re.escape(name)}\b", template.source):

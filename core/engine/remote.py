@@ -34,6 +34,7 @@ from core.messages import (
 from core.outputs import EmbeddingRequestOutput, RequestOutput
 from core.registry import Registry, check_chosen, load_registry
 from core.sampling_params import SamplingParams
+from core.text.model_text import ModelText
 
 logger = logging.getLogger("backplane")
 
@@ -65,10 +66,10 @@ class RemoteEngine:
         self._closing = False
         self._round = Round()
 
-    def _begin(self, ready: EngineReady, link: Link) -> None:
-        """The first engine is there."""
+    def _begin(self, ready: EngineReady, link: Link, text: ModelText | None = None) -> None:
+        """The first engine is there. `text`: if it has been loaded already."""
         self.ready, self._link = ready, link
-        self._client = ClientSide(self.config, ready, self._first_number)
+        self._client = ClientSide(self.config, ready, self._first_number, text)
         self._client.outputs.observers = self._observers
 
     def _begin_again(self, ready: EngineReady, link: Link) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -300,3 +301,21 @@ def test_a_start_that_is_stopped_leaves_nothing(checkpoint):
         await engine.shutdown()
 
     asyncio.run(main())
+
+
+def test_a_tokenizer_that_cannot_be_read_is_known_before_the_weights_are(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("llama"), tmp_path / "model")
+    (folder / "tokenizer.json").write_text('{"version": 1')
+    for weights in folder.glob("*.safetensors*"):
+        weights.write_bytes(b"no weights")
+
+    async def start() -> None:
+        engine = AsyncEngine(EngineConfig.from_options(model=str(folder)))
+        try:
+            with pytest.raises(ModelError, match=r"tokenizer\.json cannot be read"):
+                await engine.start()
+            assert engine._process.returncode is not None  # nothing is left of the engine process
+        finally:
+            await engine.shutdown()
+
+    asyncio.run(start())
