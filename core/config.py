@@ -70,7 +70,8 @@ class ModelConfig:
             f"max_model_len={self.max_model_len} must be positive; leave it unset for the model's own length",
         )
         if self.chat_template is not None:
-            read_template(self.chat_template)  # before weights are loaded for minutes
+            # before weights are loaded for minutes, and once: processes that are started again need no file
+            object.__setattr__(self, "chat_template", read_template(self.chat_template))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core import Engine, SamplingParams
-from core.config import ModelConfig
-from core.errors import RequestError
+from core.config import EngineConfig, ModelConfig
+from core.errors import ConfigError, RequestError
 from core.text.chat_template import ChatTemplate
 from core.text.detokenizer import MAX_PENDING, Detokenizer, StopStrings, output_text
 from core.text.tokenizer import Tokenizer
@@ -110,6 +110,18 @@ def test_a_template_says_what_it_refuses():
     sandboxed = ChatTemplate("{{ ''.__class__.__mro__ }}")
     with pytest.raises(RequestError):
         sandboxed.render([{"role": "user", "content": "x"}])
+
+
+def test_a_template_of_a_file_is_read_when_the_options_are(tmp_path):
+    path = tmp_path / "chat.jinja"
+    path.write_text("{{ messages[0].content }}!", encoding="utf-8")
+    config = EngineConfig.from_options(chat_template=str(path))
+    path.unlink()
+    again = EngineConfig.from_options(**config.options())  # as a process that is started again has them
+    assert again.model.chat_template == config.model.chat_template == "{{ messages[0].content }}!"
+    for wrong in (str(path), str(tmp_path)):
+        with pytest.raises(ConfigError, match="cannot be read as a file"):
+            EngineConfig.from_options(chat_template=wrong)
 
 
 def test_lone_surrogates_are_refused(tokenizer):
