@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 
 from core.config import EngineConfig
 from core.engine.engine_process import EngineProcess
 from core.engine.input_processor import Prompt
 from core.engine.remote import RemoteEngine
+from core.executor.model_source import find_local_model
 from core.text.model_text import ModelText
 
 __all__ = ["AsyncEngine", "Prompt"]
@@ -35,12 +35,12 @@ class AsyncEngine(RemoteEngine):
             raise
 
     async def _early_text(self) -> ModelText | None:
-        """Tokenizer and template of a folder, while the engine loads the weights: 0.4 s for 128k tokens, and what is wrong with
-        them is known before. None: which folder it is, only the engine says."""
-        model = self.config.model
-        if not Path(model.model, "config.json").is_file():
+        """Tokenizer and template, while the engine loads the weights: 0.4 s for 128k tokens, and what is wrong with them is
+        known before. None: the model has to be fetched first, or something else is wrong, which the engine says."""
+        folder = find_local_model(self.config.model, self.registry)
+        if folder is None or not (folder / "config.json").is_file():
             return None
-        return await asyncio.to_thread(ModelText, model, model.model)
+        return await asyncio.to_thread(ModelText, self.config.model, folder)
 
     async def restart(self) -> None:
         """Start an engine process in place of one that died; what was in flight has ended with an error by then.

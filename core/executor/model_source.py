@@ -19,29 +19,47 @@ def find_model(config: ModelConfig, registry: Registry) -> tuple[str, Path]:
 
     Nobody selects a source, all are asked: one that is broken is named in a warning and left out.
     """
-    left_out: list[str] = []
-    sources = sorted(_sources(registry, left_out), key=lambda s: s[0].rank)
-    for source, label in sources:
-        try:
-            matches = source.matches(config.model)
-        except Exception as error:  # plugin
-            _leave_out(label, error, left_out)
-            continue
-        if not matches:
-            continue
-        try:
-            return source.name, Path(source.resolve(config))
-        except BackplaneError:
-            raise
-        except Exception as error:  # plugin
-            raise PluginError(
-                f"{label} failed for model {config.model!r}; mend it, or leave its plugin out with --disable-plugin"
-            ) from error
-    also = f"; left out as broken: {', '.join(left_out)}" if left_out else ""
-    raise ModelError(f"no source knows model {config.model!r}; give a folder, a Hugging Face name, or 'demo'{also}")
+    source, label, broken = _first_that_knows(config.model, registry)
+    for name, error in broken:
+        log.warning("%s is broken and left out: %s: %s", name, type(error).__name__, error)
+    if source is None:
+        also = f"; left out as broken: {', '.join(name for name, _ in broken)}" if broken else ""
+        raise ModelError(f"no source knows model {config.model!r}; give a folder, a Hugging Face name, or 'demo'{also}")
+    try:
+        return source.name, Path(source.resolve(config))
+    except BackplaneError:
+        raise
+    except Exception as error:  # plugin
+        raise PluginError(
+            f"{label} failed for model {config.model!r}; mend it, or leave its plugin out with --disable-plugin"
+        ) from error
 
 
-def _sources(registry: Registry, left_out: list[str]) -> Iterator[tuple[ModelSource, str]]:
+def find_local_model(config: ModelConfig, registry: Registry) -> Path | None:
+    """The folder that `find_model` will find, if nothing has to be fetched for it. Tells of nothing that is wrong."""
+    source, _, _ = _first_that_knows(config.model, registry)
+    if not getattr(source, "local", False):
+        return None
+    assert source is not None
+    try:
+        return Path(source.resolve(config))
+    except Exception:  # plugin, or no such folder
+        return None
+
+
+def _first_that_knows(model: str, registry: Registry) -> tuple[ModelSource | None, str, list[tuple[str, Exception]]]:
+    """The source of the lowest rank that knows the model, its label, and those that could not be asked."""
+    broken: list[tuple[str, Exception]] = []
+    for source, label in sorted(_sources(registry, broken), key=lambda s: s[0].rank):
+        try:
+            if source.matches(model):
+                return source, label, broken
+        except Exception as error:  # plugin
+            broken.append((label, error))
+    return None, "", broken
+
+
+def _sources(registry: Registry, broken: list[tuple[str, Exception]]) -> Iterator[tuple[ModelSource, str]]:
     for name in registry.names("model_source"):
         entry = registry.entry("model_source", name)
         label = f"model_source {name!r} of {entry.distribution} {entry.version}"
@@ -51,11 +69,6 @@ def _sources(registry: Registry, left_out: list[str]) -> Iterator[tuple[ModelSou
                 raise TypeError(f"rank is {source.rank!r} and name {source.name!r}; a number and a text are needed")
         except Exception as error:  # plugin
             entry.state, entry.error = "broken", str(error).splitlines()[0] if str(error) else type(error).__name__
-            _leave_out(label, error, left_out)
+            broken.append((label, error))
             continue
         yield source, label
-
-
-def _leave_out(label: str, error: Exception, left_out: list[str]) -> None:
-    left_out.append(label)
-    log.warning("%s is broken and left out: %s: %s", label, type(error).__name__, error)

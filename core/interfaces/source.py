@@ -9,7 +9,10 @@ from core.config import ModelConfig
 
 
 class ModelSource(Protocol):
-    """Made without arguments; all sources are asked for every model."""
+    """Made without arguments; all sources are asked for every model.
+
+    One that fetches nothing may say so with `local = True`: a server then reads the tokenizer while its engine loads the weights.
+    """
 
     name: str
 

@@ -11,6 +11,7 @@ from core.errors import ModelError
 class FolderSource:
     name = "folder"
     rank = 0
+    local = True
 
     def matches(self, model: str) -> bool:
         return Path(model).exists() or model.startswith(("/", "./", "../", "~"))

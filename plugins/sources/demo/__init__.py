@@ -13,6 +13,7 @@ FOLDERS = {"demo": "chat", "demo-draft": "draft"}
 class DemoSource:
     name = "demo"
     rank = 1
+    local = True
 
     def matches(self, model: str) -> bool:
         return model in FOLDERS
