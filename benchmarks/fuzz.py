@@ -41,6 +41,14 @@ SEEDS: dict[str, list[dict[str, Any]]] = {
         {"prompt": ["a", "b"], "max_tokens": 3, "guided_regex": "[ab]+", "priority": 1, "cache_salt": "x"},
         {"prompt": "x", "max_tokens": 2, "structured_outputs": {"choice": ["yes", "no"]}, "prompt_logprobs": 1},
         {"prompt": "the engine", "max_tokens": 2, "truncate_prompt_tokens": 1, "allowed_token_ids": [7, 270]},
+        {
+            "prompt": "x",
+            "max_tokens": 3,
+            "use_beam_search": True,
+            "n": 2,
+            "length_penalty": 0.5,
+            "early_stopping": True,
+        },
     ],
     "/v1/responses": [
         {"input": "the", "max_output_tokens": 2, "stream": True, "tools": [{"type": "function", "name": "f"}]},
