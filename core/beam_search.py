@@ -1,4 +1,4 @@
-"""Beam search: the likeliest whole answers to a prompt. What is kept of each step, without an engine.
+"""Beam search: the likeliest whole answers to a prompt. What is kept of each round, without an engine.
 
 The rules are those of transformers' `generate(num_beams=...)`: of the likeliest continuations of all beams, those that end
 among the first `beam_width` are answers, scored by log probability / length ** length_penalty; of the others the first
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import msgspec
 
@@ -33,7 +32,7 @@ class BeamSearchParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """Answers to give; unset: all beams."""
     length_penalty: float = 1.0
     """Above 0 prefers longer answers, below 0 shorter ones; 0: log probabilities are not divided by anything."""
-    early_stopping: bool | Literal["never"] = False
+    early_stopping: bool | str = False
     """True: end with as many answers as beams. False: once the beams as long as they are now can better none; "never": once
     the longest that they may become can better none."""
     ignore_eos: bool = False
@@ -91,7 +90,7 @@ class BeamSearch:
         """ends: token ids that end an answer; most_tokens: that it may have."""
         self._params, self._ends, self._most = params, ends, most_tokens
         self.num_candidates = min(max(2, 1 + len(ends)) * params.beam_width, MAX_LOGPROBS)
-        """Continuations that are looked at in a step, and so of each beam."""
+        """Continuations that are looked at in a round, and so of each beam."""
         self.running = [Beam()]
         self._ended: list[Beam] = []
 

@@ -57,6 +57,7 @@ class LLM(Engine):
             raise RequestError("prompts is missing", param="prompts")
         return super().generate(prompts, params, **options)
 
+    # another type than Engine's, whose name it shares because vLLM's has both the name and the type
     def beam_search(self, prompts: Any, params: BeamSearchParams) -> list[BeamSearchOutput]:  # type: ignore[override]
         """`Engine.beam_search`; in its outputs, as in vLLM's, prompt and answer are one."""
         return [

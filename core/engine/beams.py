@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from core.beam_search import BeamSearch, BeamSearchParams
 from core.engine.client import ClientSide
-from core.errors import RequestAbortedError
+from core.errors import BackplaneError, RequestAbortedError
 from core.outputs import CompletionOutput, RequestOutput
 from core.sampling_params import SamplingParams
 from core.text.detokenizer import output_text
@@ -44,6 +44,8 @@ class PromptBeams:
         found = []
         for output in outputs:
             (answer,) = output.outputs
+            if answer.finish_reason == "error":
+                raise BackplaneError(answer.error or "the engine could not finish this request")
             if not answer.logprobs:
                 raise RequestAbortedError("the request was aborted before it was done")
             # the chosen token stands among the likeliest ones too

@@ -16,11 +16,14 @@ def read_template(given: str) -> str:
     if "{" in given:
         return given
     try:
-        return Path(given).read_text(encoding="utf-8")
+        text = Path(given).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"chat_template={given!r} is no template (it has no {{) and cannot be read as a file: {error}"
         ) from None
+    if "{" not in text:
+        raise ConfigError(f"chat_template={given!r} is a file that holds no template: it has no {{")
+    return text
 
 
 class ChatTemplate:

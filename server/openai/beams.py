@@ -35,7 +35,8 @@ def beam_params(body: SamplingBody, params: SamplingParams) -> BeamSearchParams 
         return None
     for name, off in _NOT_WITH_BEAMS.items():
         if getattr(body, name) not in (None, off):
-            raise invalid(name, f"{name} has no effect on beam search; leave out one of the two")
+            asked = "prompt_logprobs (echo with logprobs asks for it)" if name == "prompt_logprobs" else name
+            raise invalid(name, f"{asked} has no effect on beam search; leave out one of the two")
     if params.guided_decoding is not None:
         raise invalid(
             "use_beam_search",
@@ -52,7 +53,7 @@ def beam_params(body: SamplingBody, params: SamplingParams) -> BeamSearchParams 
         n=params.n,
         max_tokens=params.max_tokens,
         length_penalty=1.0 if body.length_penalty is None else body.length_penalty,
-        early_stopping=body.early_stopping or False,  # type: ignore[arg-type]  # it says itself what it may be
+        early_stopping=False if body.early_stopping is None else body.early_stopping,
         ignore_eos=params.ignore_eos,
         stop_token_ids=params.stop_token_ids,
         logprobs=params.logprobs,

@@ -122,6 +122,9 @@ def test_a_template_of_a_file_is_read_when_the_options_are(tmp_path):
     for wrong in (str(path), str(tmp_path)):
         with pytest.raises(ConfigError, match="cannot be read as a file"):
             EngineConfig.from_options(chat_template=wrong)
+    path.write_text("no template", encoding="utf-8")
+    with pytest.raises(ConfigError, match="holds no template"):
+        EngineConfig.from_options(chat_template=str(path))
 
 
 def test_lone_surrogates_are_refused(tokenizer):
